@@ -1,0 +1,100 @@
+"""One call, prepared: the record the front end hands to a backend and the one that comes back.
+
+A Problem is complete and valid but for what only a visit of the rows can tell (labels, sample weights and
+dense targets, which a backend reports as its first bad row). It holds views, never copies: the class axis is
+last in every array of the shape of the logits, whatever the layout in memory.
+
+The target measure q of a row with sample weight s is
+
+    labels   q_k = s * (target_scale * w_y * [k = y] + v_k)
+    dense    q_k = s * (target_scale * w_k * t_k     + v_k)
+
+with w = class_weight (1 where None) and v = class_vector (0 where None). Label smoothing, class weights and
+whatever else is expressible through q were folded into these three by the front end: no backend knows them.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class Output(enum.IntEnum):
+    """What a backend computes for each row; the numbers are those of the C API."""
+
+    LOSS = 0
+    GRAD = 1
+    LSE = 2
+    SOFTMAX = 3
+    LOG_SOFTMAX = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What to compute on which arrays.
+
+    ``positions`` stands for the shape of the logits without the class axis; rows are numbered in its C order.
+    """
+
+    output: Output
+    logits: Array
+    """(\\*positions, classes): float16, bfloat16, float32 or float64, any strides, either byte order."""
+    labels: Array | None = None
+    """(\\*positions): any integer dtype."""
+    ignore_index: int | None = None
+    """The label of ignored rows; None where the dtype of the labels cannot hold it."""
+    dense: Array | None = None
+    """(\\*positions, classes): any boolean, integer or floating dtype."""
+    target_scale: float = 1.0
+    class_weight: Array | None = None
+    """(classes,): contiguous float64."""
+    class_vector: Array | None = None
+    """(classes,): contiguous float64."""
+    sample_weight: Array | None = None
+    """(\\*positions): any boolean, integer or floating dtype; a row of weight 0 is ignored."""
+    z_loss: float = 0.0
+    row_values: Array | None = None
+    """(rows,): contiguous; receives each row's loss (lse for LSE). float64 for float64 logits, else float32."""
+    out: Array | None = None
+    """(\\*positions, classes): receives the gradient or the probabilities; native byte order or not; may be the logits."""
+    grad_scale: float = 1.0
+    """Multiplies the gradient, with grad_output."""
+    grad_output: Array | None = None
+    """(\\*positions): any floating dtype."""
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        return self.logits.shape[:-1]
+
+    @property
+    def n_classes(self) -> int:
+        return int(self.logits.shape[-1])
+
+    @property
+    def n_rows(self) -> int:
+        return int(np.prod(self.positions, dtype=np.int64))
+
+    @property
+    def real(self) -> np.dtype[Any]:
+        """The dtype of the arithmetic and of a row's loss."""
+        return np.dtype(np.float64 if self.logits.dtype.newbyteorder("=") == np.float64 else np.float32)
+
+
+class Totals(NamedTuple):
+    """What a visit of all rows adds up to.
+
+    ``bad_row`` is the first row, in C order of the positions, whose label, sample weight or dense target is not
+    acceptable, or -1; the sums mean nothing when there is one.
+    """
+
+    bad_row: int
+    loss: float
+    """Sum of the losses of all rows (0.0 from a scan)."""
+    weight: float
+    """Denominator of a mean: sum of s * w_y over rows not ignored (labels), of s (dense)."""
