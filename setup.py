@@ -1,0 +1,96 @@
+"""Builds the one extension, fastce._core: the Cython binding and the whole C core in one shared object.
+
+Everything that is not compilation is in pyproject.toml. No file gets flags of its own: each ISA opens its target
+region in its source, so one set of flags does for all, and -march=native never appears.
+
+FASTCE_OPENMP=0 builds without OpenMP; so does a compiler that has none.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# Contraction would round differently from file to file; fast-math would change the whole process at link time.
+CFLAGS = ["-O3", "-std=c11", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+
+OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+
+
+class BuildExt(build_ext):
+    """build_ext with OpenMP where there is one, the C files in parallel, and unchanged objects kept."""
+
+    def build_extensions(self) -> None:
+        kind = "openmp" if self.has_openmp() else "serial"
+        if kind == "serial":
+            print("fastce: building without OpenMP: every call will use one thread")
+        else:
+            for extension in self.extensions:
+                extension.extra_compile_args.append("-fopenmp")
+                extension.extra_link_args.append("-fopenmp")
+        self.build_temp = str(Path(self.build_temp, kind))
+        self.compiler.compile = self.compile
+        super().build_extensions()
+
+    def has_openmp(self) -> bool:
+        if os.environ.get("FASTCE_OPENMP", "1") == "0":
+            return False
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "probe.c")
+            source.write_text(OPENMP_PROBE)
+            command = [*self.compiler.compiler_so, "-fopenmp", str(source), "-o", str(source.with_suffix(""))]
+            return subprocess.run(command, capture_output=True).returncode == 0
+
+    def compile(self, sources: list[str], **options: Any) -> list[str]:
+        """CCompiler.compile on all cores, leaving alone the objects that are newer than what they depend on.
+
+        distutils has no public hook for either; these are the steps of its own method.
+        """
+        names = ("output_dir", "macros", "include_dirs", "sources", "depends", "extra_postargs")
+        arguments = [sources if name == "sources" else options.get(name) for name in names]
+        _, objects, postargs, cpp_options, build = self.compiler._setup_compile(*arguments)
+        cc_args = self.compiler._get_cc_args(cpp_options, options.get("debug"), options.get("extra_preargs"))
+        shared = [Path(path) for path in options.get("depends") or ()]
+
+        def compile_one(obj: str) -> None:
+            source, suffix = build[obj]
+            newest = max(path.stat().st_mtime for path in [Path(source), *shared])
+            if self.force or not Path(obj).exists() or Path(obj).stat().st_mtime <= newest:
+                self.compiler._compile(obj, source, suffix, cc_args, postargs, cpp_options)
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(compile_one, objects))
+        return list(objects)
+
+
+def core() -> Extension:
+    """The binding goes through Cython, and only then do the C files join it: cythonize would copy them about."""
+    extension = Extension(
+        "fastce._core",
+        sources=["fastce/_core.pyx"],
+        include_dirs=["fastce/include", "src_c", np.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
+        extra_compile_args=CFLAGS.copy(),
+    )
+    [extension] = cythonize(
+        [extension], build_dir="build/cython", language_level=3, compiler_directives={"binding": True}
+    )
+    extension.sources += sorted(str(path) for path in Path("src_c").rglob("*.c"))
+    extension.depends = [
+        "setup.py",
+        "fastce/include/fastce.h",
+        *sorted(str(path) for path in Path("src_c").rglob("*.h")),
+    ]
+    return extension
+
+
+setup(ext_modules=[core()], cmdclass={"build_ext": BuildExt})
