@@ -1,0 +1,105 @@
+"""The ordered table of backends, what each must offer, and their loading when first needed.
+
+A backend is a module of this package with the functions of `Implementation`. It gets a valid Problem and
+checks nothing but the rows it visits. Choosing among backends is the pipeline's work.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, cast
+
+from fastce._problem import Problem, Totals
+from fastce.errors import BackendUnavailableError
+
+
+class Plan(NamedTuple):
+    """How a backend would do a problem."""
+
+    variant: str
+    """The ISA of the C core, "parallel" or "serial" for Numba, "reference" for NumPy."""
+    kernel: str
+
+
+class Implementation(Protocol):
+    """The functions of a backend's module."""
+
+    def scan(self, problem: Problem, num_threads: int) -> Totals:
+        """Check every row's label, sample weight and dense target, and total the weights; read no logits, write nothing."""
+
+    def run(self, problem: Problem, num_threads: int) -> Totals:
+        """Do the problem: fill its ``row_values`` and ``out``, checking rows on the way."""
+
+    def variants(self) -> tuple[str, ...]:
+        """Return what `fastce._settings.use_variant` can force on this machine, best first."""
+
+    def describe(self, problem: Problem, num_threads: int) -> Plan:
+        """Return what this problem would get, computing nothing."""
+
+    def config(self) -> dict[str, Any]:
+        """Return versions and the like, for `fastce.show_config`."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A row of the table."""
+
+    name: str
+    module: str
+    install: str
+    """The command that makes it available."""
+
+
+BACKENDS = (
+    Backend("cython", "fastce._backends.cython", "pip install --force-reinstall fastce"),
+    Backend("numba", "fastce._backends.numba", 'pip install "fastce[numba]"'),
+    Backend("numpy", "fastce._backends.numpy", "pip install numpy"),
+)
+"""All backends, in order of preference."""
+
+NAMES = tuple(backend.name for backend in BACKENDS)
+
+_loaded: dict[str, Implementation | str] = {}
+"""By name: the module, or why it cannot be imported."""
+
+
+def load(name: str) -> Implementation:
+    """Return a backend of the table, importing it the first time.
+
+    Raises
+    ------
+    BackendUnavailableError
+        With the reason its import failed, also when asked again.
+    """
+    found = _loaded.get(name)
+    if found is None:
+        found = _loaded[name] = _import(_row(name).module)
+    if isinstance(found, str):
+        raise BackendUnavailableError(name, found, _row(name).install)
+    return found
+
+
+def available() -> tuple[str, ...]:
+    """Return the names of the backends that can run, in order of preference."""
+    return tuple(name for name in NAMES if why_not(name) is None)
+
+
+def why_not(name: str) -> BackendUnavailableError | None:
+    """Return the error that `load` raises for this name, or None where it does not."""
+    try:
+        load(name)
+    except BackendUnavailableError as error:
+        return error
+    return None
+
+
+def _row(name: str) -> Backend:
+    return next(backend for backend in BACKENDS if backend.name == name)
+
+
+def _import(module: str) -> Implementation | str:
+    try:
+        return cast("Implementation", importlib.import_module(module))
+    except Exception as error:  # a broken dependency raises anything while it is imported
+        return f"{type(error).__name__}: {error}" if not isinstance(error, ImportError) else str(error)

@@ -1,0 +1,397 @@
+"""The only validation: from a user's arguments to a Request that holds a Problem.
+
+Nothing behind this module checks an argument again. What only a visit of the rows can tell (labels, sample
+weights, dense targets) comes back from the backend as its first bad row, and `bad_row` turns it into the error.
+Arrays are viewed, never copied, whatever their layout; only the two vectors over classes are built here.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastce import _dtypes
+from fastce._problem import Array, Output, Problem
+
+REDUCTIONS = ("mean", "sum", "none")
+
+_CPU_DEVICES = (1, 3, 11, 13)
+"""DLPack's device types whose memory the host reads: CPU, CUDA pinned, ROCm pinned, CUDA managed."""
+
+_OVERLAP_WORK = 10_000
+"""Steps that may be spent on proving that two interleaved arrays share no element."""
+
+
+class Request(NamedTuple):
+    """A validated call."""
+
+    problem: Problem
+    axis: int
+    """The class axis of the user's arrays, not negative."""
+    reduction: str = "none"
+    denominator: float | None = None
+    unit: float = 1.0
+    """What a nat is divided by: ln(base)."""
+    grad_output: float = 1.0
+    """The scalar one; one for each row is in the problem."""
+    result: Any = None
+    """The array to hand back, laid out as the user's: the gradient or the probabilities."""
+
+
+def loss_request(
+    logits: Any,
+    target: Any,
+    *,
+    axis: Any,
+    weight: Any,
+    sample_weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    z_loss: Any,
+    reduction: Any,
+    denominator: Any,
+    base: Any,
+    gradient: bool = False,
+    grad_output: Any = None,
+    out: Any = None,
+) -> Request:
+    """Validate a call of cross_entropy, or with ``gradient`` of cross_entropy_with_grad."""
+    given, x, axis = _logits(logits, axis)
+    positions = x.shape[:-1]
+    n_classes = x.shape[-1]
+    if not (isinstance(reduction, str) and reduction in REDUCTIONS):
+        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+    smoothing = _number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
+    z = _number("z_loss", z_loss, 0.0, math.inf, "a finite number >= 0")
+    if denominator is not None:
+        if reduction != "mean":
+            raise ValueError(f"denominator: only reduction='mean' divides, got reduction={reduction!r}")
+        denominator = _number("denominator", denominator, 0.0, math.inf, "a finite number > 0", open_low=True)
+    unit = 1.0
+    if base is not None:
+        unit = math.log(_number("base", base, 1.0, math.inf, "a finite number > 1", open_low=True))
+
+    labels, dense = _target(target, given.shape, axis)
+    ignored_label = _ignore_index(ignore_index, labels)
+    class_weight = None if weight is None else _class_weight(weight, n_classes)
+    class_vector = None
+    if smoothing > 0.0 and n_classes:
+        class_vector = np.full(n_classes, smoothing / n_classes)
+        if class_weight is not None:
+            class_vector *= class_weight
+    row_weight = None if sample_weight is None else _per_row("sample_weight", sample_weight, positions)
+
+    row_grad, factor, grad, grad_view = None, 1.0, None, None
+    if gradient:
+        if grad_output is not None:
+            if reduction == "none":
+                row_grad = _per_row("grad_output", grad_output, positions)
+            else:
+                factor = _scalar("grad_output", grad_output)
+        if out is None:
+            grad = np.empty_like(given, dtype=given.dtype.newbyteorder("="), subok=False)
+        else:
+            grad = _out(out, given)
+            others = (("target", target), ("weight", weight), ("sample_weight", sample_weight))
+            for name, other in (*others, ("grad_output", grad_output)):
+                _refuse_overlap(grad, name, other)
+        grad_view = _classes_last(grad, axis)
+
+    problem = Problem(
+        output=Output.GRAD if gradient else Output.LOSS,
+        logits=x,
+        labels=labels,
+        ignore_index=ignored_label,
+        dense=dense,
+        target_scale=1.0 - smoothing,
+        class_weight=class_weight,
+        class_vector=class_vector,
+        sample_weight=row_weight,
+        z_loss=z,
+        row_values=_row_values(x) if reduction == "none" else None,
+        out=grad_view,
+        grad_output=row_grad,
+    )
+    return Request(problem, axis, reduction, denominator, unit, factor, grad)
+
+
+def map_request(output: Output, logits: Any, axis: Any, out: Any) -> Request:
+    """Validate a call of softmax, log_softmax or logsumexp."""
+    given, x, axis = _logits(logits, axis)
+    if output is Output.LSE:
+        values = _row_values(x)
+        if out is not None:
+            _check_out(out, x.shape[:-1])
+            _refuse_overlap(out, "logits", given)
+            if out.dtype == values.dtype and out.flags.c_contiguous and out.flags.aligned:
+                values = out.reshape(-1)
+        return Request(Problem(output, x, row_values=values), axis, result=out)
+    if out is None:
+        result = np.empty_like(given, dtype=given.dtype.newbyteorder("="), subok=False)
+    else:
+        result = _out(out, given)
+    return Request(Problem(output, x, out=_classes_last(result, axis)), axis, result=result)
+
+
+def thread_count(name: str, value: Any) -> int:
+    """Validate a number of threads."""
+    count = _integer(name, value, "an integer >= 1")
+    if count < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
+    return count
+
+
+def bad_row(request: Request, row: int) -> Exception:
+    """Return the error for the row that a backend could not accept."""
+    p = request.problem
+    index = tuple(int(i) for i in np.unravel_index(row, p.positions))
+    if p.labels is not None:
+        label = int(p.labels[index])
+        if label != p.ignore_index and not 0 <= label < p.n_classes:
+            return IndexError(f"target: label {label} at index {index} is out of range for {p.n_classes} classes")
+    if p.sample_weight is not None:
+        weight = p.sample_weight[index].item()
+        if not 0 <= weight < math.inf:
+            return ValueError(f"sample_weight: expected finite numbers >= 0, got {weight!r} at index {index}")
+    if p.dense is not None:
+        values = p.dense[index].astype(np.float64)
+        wrong = ~((values >= 0) & (values < math.inf))
+        if wrong.any():
+            k = int(wrong.argmax())
+            at = (*index[: request.axis], k, *index[request.axis :])
+            return ValueError(f"target: expected finite numbers >= 0, got {float(values[k])!r} at index {at}")
+    return ValueError(f"target: row {index} changed while it was being read")
+
+
+def _logits(logits: Any, axis: Any) -> tuple[Array, Array, int]:
+    """Return the logits as given, the same with the class axis last, and where that axis was."""
+    given = _array("logits", logits)
+    if isinstance(logits, (list, tuple)) and given.dtype.kind in "biuf":
+        given = given.astype(np.float64, copy=False)
+    if _dtypes.name_of(given.dtype) is None:
+        raise TypeError(f"logits: expected {_dtypes.ACCEPTED}, got {_described(logits, given)}")
+    ndim = given.ndim
+    if ndim == 0:
+        raise ValueError("logits: expected an array with a class axis, got one of 0 dimensions")
+    where = _integer("axis", axis, "an integer")
+    if not -ndim <= where < ndim:
+        raise np.exceptions.AxisError(where, ndim, f"axis: logits have shape {given.shape}")
+    where %= ndim
+    if given.shape[where] == 0 and math.prod(given.shape[:where] + given.shape[where + 1 :]):
+        raise ValueError(f"logits: expected at least one class, got shape {given.shape} with axis={where}")
+    return given, _classes_last(given, where), where
+
+
+def _target(target: Any, shape: tuple[int, ...], axis: int) -> tuple[Array | None, Array | None]:
+    """Return labels or a dense target with the class axis last, and None for the other."""
+    array = _array("target", target)
+    positions = shape[:axis] + shape[axis + 1 :]
+    if array.ndim == len(shape) - 1:
+        if array.size == 0 and isinstance(target, (list, tuple)):
+            array = array.astype(np.intp)  # NumPy takes an empty list for float64
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"target: expected integer labels, got {_described(target, array)}")
+        if array.shape == positions:
+            return array, None
+    elif array.ndim == len(shape):
+        if not _dtypes.is_real(array.dtype):
+            accepted = f"a dense target of {_dtypes.ACCEPTED}, integers or booleans"
+            raise TypeError(f"target: expected {accepted}, got {_described(target, array)}")
+        if array.shape == shape:
+            return None, _classes_last(array, axis)
+    raise ValueError(
+        f"target: logits of shape {shape} with axis={axis} need labels of shape {positions} "
+        f"or a dense target of shape {shape}, got shape {array.shape}"
+    )
+
+
+def _ignore_index(value: Any, labels: Array | None) -> int | None:
+    index = _integer("ignore_index", value, "an integer")
+    if labels is None:
+        return None
+    bits = 8 * labels.dtype.itemsize
+    if labels.dtype.kind == "u":
+        return index if 0 <= index < 1 << bits else None
+    return index if -(1 << bits - 1) <= index < 1 << bits - 1 else None
+
+
+def _class_weight(weight: Any, n_classes: int) -> Array:
+    array = _array("weight", weight)
+    if not _dtypes.is_real(array.dtype):
+        raise TypeError(f"weight: expected real numbers, got {_described(weight, array)}")
+    if array.shape != (n_classes,):
+        raise ValueError(f"weight: expected one number for each class, shape {(n_classes,)}, got shape {array.shape}")
+    array = np.ascontiguousarray(array, dtype=np.float64)
+    wrong = ~((array >= 0) & (array < math.inf))
+    if wrong.any():
+        k = int(wrong.argmax())
+        raise ValueError(f"weight: expected finite numbers >= 0, got {float(array[k])!r} at index ({k},)")
+    return array
+
+
+def _per_row(name: str, value: Any, positions: tuple[int, ...]) -> Array:
+    array = _array(name, value)
+    if not _dtypes.is_real(array.dtype):
+        raise TypeError(f"{name}: expected real numbers, got {_described(value, array)}")
+    if array.shape != positions:
+        raise ValueError(f"{name}: expected one number for each row, shape {positions}, got shape {array.shape}")
+    return array
+
+
+def _scalar(name: str, value: Any) -> float:
+    if type(value) is float:
+        return value
+    array = _array(name, value)
+    if not _dtypes.is_real(array.dtype):
+        raise TypeError(f"{name}: expected a number, got {_described(value, array)}")
+    if array.ndim:
+        raise ValueError(f"{name}: expected a scalar for this reduction, got shape {array.shape}")
+    return float(array)
+
+
+def _number(name: str, value: Any, low: float, high: float, accepted: str, *, open_low: bool = False) -> float:
+    if type(value) is not float:
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            value = value[()]
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise TypeError(f"{name}: expected {accepted}, got {value!r} of type {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not low <= number <= high or math.isinf(number) or (open_low and number == low):
+        raise ValueError(f"{name}: expected {accepted}, got {value!r}")
+    return number
+
+
+def _integer(name: str, value: Any, accepted: str) -> int:
+    if type(value) is int:
+        return value
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected {accepted}, got {value!r} of type {type(value).__name__}") from None
+
+
+def _array(name: str, value: Any) -> Array:
+    """Return a plain ndarray on the memory of whatever array the caller has."""
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ndarray):
+        masked = sys.modules.get("numpy.ma")
+        if isinstance(value, np.matrix) or (masked is not None and isinstance(value, masked.MaskedArray)):
+            raise TypeError(f"{name}: expected a plain array, got {type(value).__module__}.{type(value).__qualname__}")
+        return value.view(np.ndarray)
+    if not isinstance(value, (list, tuple, int, float, np.generic)):
+        _refuse_device(name, value)
+        if getattr(value, "requires_grad", False) is True:
+            raise TypeError(f"{name}: got a tensor that requires grad; pass {name}.detach()")
+        if type(value).__module__ == "torch" and str(value.dtype) == "torch.bfloat16":
+            return _torch_bfloat16(name, value)
+    try:
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        return np.asarray(value)
+    except Exception as error:
+        text = f"{name}: cannot be read as an array ({type(value).__name__}): {error}"
+        raise (ValueError if isinstance(error, ValueError) else TypeError)(text) from error
+
+
+def _refuse_device(name: str, value: Any) -> None:
+    """Raise for an array that lies where the host cannot read it."""
+    try:
+        device = int(value.__dlpack_device__()[0])
+    except Exception:  # not an exporter of DLPack, or not for this tensor
+        device = 2 if hasattr(value, "__cuda_array_interface__") else 1
+    if device not in _CPU_DEVICES:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(
+            f"{name}: got a {kind} in device memory; move it to the host first, with .cpu() (torch), "
+            "jax.device_get (JAX) or .get() (CuPy)"
+        )
+
+
+def _torch_bfloat16(name: str, value: Any) -> Array:
+    """View the bits of a torch tensor, since NumPy has no dtype that torch could export them as."""
+    try:
+        dtype = _dtypes.named("bfloat16")
+    except ImportError:
+        raise TypeError(f"{name}: bfloat16 needs the package ml_dtypes; install it: pip install ml_dtypes") from None
+    bits: Array = value.view(sys.modules["torch"].int16).numpy()
+    return bits.view(dtype)
+
+
+def _described(value: Any, array: Array) -> str:
+    """Return what the caller gave, for a message."""
+    if isinstance(value, np.ndarray):
+        return f"dtype {array.dtype}"
+    return f"{type(value).__name__} of dtype {array.dtype}"
+
+
+def _classes_last(array: Array, axis: int) -> Array:
+    """Return a view with the class axis last."""
+    last = array.ndim - 1
+    return array if axis == last else array.transpose((*range(axis), *range(axis + 1, last + 1), axis))
+
+
+def _row_values(x: Array) -> Array:
+    dtype = np.float64 if _dtypes.name_of(x.dtype) == "float64" else np.float32
+    return np.empty(math.prod(x.shape[:-1]), dtype)
+
+
+def _out(out: Any, logits: Array) -> Array:
+    """Validate an array that receives the gradient or the probabilities: apart from the logits, or the logits."""
+    array = _check_out(out, logits.shape)
+    in_place = (
+        array.__array_interface__["data"][0] == logits.__array_interface__["data"][0]
+        and array.strides == logits.strides
+        and array.dtype == logits.dtype
+    )
+    if not in_place:
+        _refuse_overlap(array, "logits", logits)
+    return array
+
+
+def _check_out(out: Any, shape: tuple[int, ...]) -> Array:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+    array = _array("out", out)
+    if _dtypes.name_of(array.dtype) is None:
+        raise TypeError(f"out: expected {_dtypes.ACCEPTED}, got dtype {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"out: expected shape {shape}, got shape {array.shape}")
+    if not array.flags.writeable:
+        raise ValueError("out: expected a writable array, got a read-only one")
+    if _may_overlap_itself(array):
+        raise ValueError(f"out: its elements share memory with one another (strides {array.strides})")
+    return out
+
+
+def _may_overlap_itself(array: Array) -> bool:
+    """Tell whether some elements could share bytes; never so for what slicing and transposing give."""
+    reach = array.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride < reach:
+            return array.size > 0
+        reach += stride * (length - 1)
+    return False
+
+
+def _refuse_overlap(out: Array, name: str, other: Any) -> None:
+    if other is None or isinstance(other, (int, float, list, tuple)):
+        return
+    array = _array(name, other)
+    if np.may_share_memory(out, array):
+        try:
+            shared = np.shares_memory(out, array, max_work=_OVERLAP_WORK)
+        except (np.exceptions.TooHardError, OverflowError):
+            shared = True  # not proved apart
+        if shared:
+            raise ValueError(f"out: overlaps {name}; only logits themselves may be overwritten, as a whole")

@@ -1,0 +1,138 @@
+"""From a Request to a result: choose a backend, choose threads, check and run, reduce.
+
+The only place that reads what a backend reports, and so the only one that raises for a bad row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from fastce import _backends, _inputs, _settings, _threads
+from fastce._backends import Implementation
+from fastce._inputs import Request
+from fastce._problem import Array, Problem, Totals
+
+
+class Chosen(NamedTuple):
+    """A backend for a call, how many threads it gets, and who said so."""
+
+    name: str
+    module: Implementation
+    num_threads: int
+    why_backend: str
+    why_threads: str
+    limit: int
+    """Threads the call might have, before the amount of work was looked at."""
+
+
+def loss(request: Request, backend: str, num_threads: int | None) -> float | Array:
+    """Do a problem whose output is the loss."""
+    chosen = choose(request.problem, backend, num_threads)
+    return _reduce(request, _run(chosen, request))
+
+
+def loss_and_grad(request: Request, backend: str, num_threads: int | None) -> tuple[float | Array, Array]:
+    """Do a problem whose output is the gradient; nothing is written before every row has been checked."""
+    chosen = choose(request.problem, backend, num_threads)
+    weight = 0.0
+    if request.problem.n_rows:
+        checked = chosen.module.scan(request.problem, chosen.num_threads)
+        _raise_if_bad(request, checked)
+        weight = checked.weight
+    problem = replace(request.problem, grad_scale=_grad_scale(request, weight))
+    request = request._replace(problem=problem)
+    totals = _run(chosen, request)
+    return _reduce(request, totals), request.result
+
+
+def softmax(request: Request, backend: str, num_threads: int | None) -> Array:
+    """Do a problem whose output is an array of the logits' shape."""
+    _run(choose(request.problem, backend, num_threads), request)
+    result: Array = request.result
+    return result
+
+
+def logsumexp(request: Request, backend: str, num_threads: int | None) -> Array:
+    """Do a problem whose output is one number per row."""
+    problem, out = request.problem, request.result
+    _run(choose(problem, backend, num_threads), request)
+    values = _positions(problem)
+    if out is None:
+        return values
+    if not np.may_share_memory(out, values):
+        with np.errstate(all="ignore"):  # float16 has no number for what float32 has
+            out[...] = values
+    result: Array = out
+    return result
+
+
+def choose(problem: Problem, backend: str, num_threads: int | None) -> Chosen:
+    """Choose by argument, `use_backend`, environment and preference, in that order.
+
+    Raises
+    ------
+    BackendUnavailableError
+        For a backend that was named and cannot run.
+    """
+    name, why_backend = _settings.backend(backend)
+    if name == "auto":
+        name, module = _first_available()
+    else:
+        module = _backends.load(name)
+    limit, why_threads = _settings.thread_limit(num_threads)
+    return Chosen(name, module, _threads.threads_for(problem, limit), why_backend, why_threads, limit)
+
+
+def _first_available() -> tuple[str, Implementation]:
+    for name in _backends.NAMES[:-1]:
+        try:
+            return name, _backends.load(name)
+        except _backends.BackendUnavailableError:
+            continue
+    name = _backends.NAMES[-1]
+    return name, _backends.load(name)
+
+
+def _run(chosen: Chosen, request: Request) -> Totals:
+    if request.problem.logits.size == 0:
+        return Totals(-1, 0.0, 0.0)
+    totals = chosen.module.run(request.problem, chosen.num_threads)
+    _raise_if_bad(request, totals)
+    return totals
+
+
+def _raise_if_bad(request: Request, totals: Totals) -> None:
+    if totals.bad_row >= 0:
+        raise _inputs.bad_row(request, totals.bad_row)
+
+
+def _reduce(request: Request, totals: Totals) -> float | Array:
+    if request.reduction == "none":
+        values = _positions(request.problem)
+        if request.unit != 1.0:
+            values /= request.unit
+        return values
+    if request.reduction == "sum":
+        return totals.loss / request.unit
+    denominator = totals.weight if request.denominator is None else request.denominator
+    return totals.loss / denominator / request.unit if denominator else math.nan
+
+
+def _grad_scale(request: Request, weight: float) -> float:
+    """Return what makes the gradient that of the value `_reduce` returns; 0 where there is nothing to average."""
+    scale = request.grad_output / request.unit
+    if request.reduction == "mean":
+        denominator = weight if request.denominator is None else request.denominator
+        return scale / denominator if denominator else 0.0
+    return scale
+
+
+def _positions(problem: Problem) -> Array:
+    values = problem.row_values
+    if values is None:
+        raise RuntimeError("a problem without row_values has no result per row")
+    return values.reshape(problem.positions)
