@@ -43,9 +43,10 @@ def named(name: str) -> DType:
         For bfloat16 where ml_dtypes is not installed.
     """
     if name == "bfloat16":
-        from ml_dtypes import bfloat16
+        import ml_dtypes
 
-        return np.dtype(bfloat16)
+        dtype: DType = np.dtype(ml_dtypes.bfloat16)
+        return dtype
     return np.dtype(name)
 
 

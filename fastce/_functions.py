@@ -4,20 +4,70 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, overload
 
-import numpy as np
-import numpy.typing as npt
-
 from fastce import _inputs, _pipeline
 from fastce._problem import Array, Output
 
-__all__ = ["LossAndGrad", "cross_entropy", "cross_entropy_with_grad", "log_softmax", "logsumexp", "softmax"]
-
 
 class LossAndGrad(NamedTuple):
+    """The result of `cross_entropy_with_grad`."""
+
     loss: Any
+    """float, or for ``reduction="none"`` an array."""
     grad: Array
+    """Of the shape of the logits."""
 
 
+@overload
+def cross_entropy(
+    logits: Any,
+    target: Any,
+    *,
+    axis: int = ...,
+    weight: Any = ...,
+    sample_weight: Any = ...,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    z_loss: float = ...,
+    reduction: Literal["mean", "sum"] = ...,
+    denominator: float | None = ...,
+    base: float | None = ...,
+    backend: str = ...,
+    num_threads: int | None = ...,
+) -> float: ...
+@overload
+def cross_entropy(
+    logits: Any,
+    target: Any,
+    *,
+    axis: int = ...,
+    weight: Any = ...,
+    sample_weight: Any = ...,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    z_loss: float = ...,
+    reduction: Literal["none"],
+    denominator: None = ...,
+    base: float | None = ...,
+    backend: str = ...,
+    num_threads: int | None = ...,
+) -> Array: ...
+@overload
+def cross_entropy(
+    logits: Any,
+    target: Any,
+    *,
+    axis: int = ...,
+    weight: Any = ...,
+    sample_weight: Any = ...,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    z_loss: float = ...,
+    reduction: str,
+    denominator: float | None = ...,
+    base: float | None = ...,
+    backend: str = ...,
+    num_threads: int | None = ...,
+) -> float | Array: ...
 def cross_entropy(
     logits: Any,
     target: Any,
@@ -33,7 +83,133 @@ def cross_entropy(
     base: float | None = None,
     backend: str = "auto",
     num_threads: int | None = None,
-) -> Any:
+) -> float | Array:
+    r"""Softmax cross entropy between logits and labels or target distributions.
+
+    For a row :math:`x` of logits with target measure :math:`q`, and :math:`Q = \sum_k q_k`,
+
+    .. math:: \mathrm{loss} = Q \log \sum_k e^{x_k} - \sum_k q_k x_k + z \Bigl(\log \sum_k e^{x_k}\Bigr)^2
+
+    in nats. With a label :math:`y`, class weights :math:`w`, sample weight :math:`s`, label smoothing
+    :math:`\varepsilon` and :math:`C` classes, :math:`q_k = s\,((1-\varepsilon)\,w_y\,[k=y] + w_k\,\varepsilon/C)`;
+    with a dense target :math:`t`, :math:`q_k = s\,w_k\,((1-\varepsilon)\,t_k + \varepsilon/C)`. Plainly: minus the
+    logarithm of the probability that softmax gives to the label.
+
+    Parameters
+    ----------
+    logits : array_like
+        Unnormalised log-probabilities: float16, bfloat16 (of ``ml_dtypes`` or torch), float32 or float64, of any
+        layout and either byte order; never copied as a whole by the compiled backends. Nested lists are float64.
+        Arrays of other libraries are read in place where they lie in host memory.
+    target : array_like
+        Integer labels of the shape of ``logits`` without the class axis, or a dense target of the shape of
+        ``logits``: finite numbers >= 0 of any floating, integer or boolean dtype, which need not sum to 1. The
+        number of dimensions decides.
+    axis : int, default -1
+        The class axis.
+    weight : array_like, optional
+        A weight for each class, shape ``(C,)``, finite, >= 0.
+    sample_weight : array_like, optional
+        A weight for each row, of the shape of labels, finite, >= 0. A row of weight 0 is ignored.
+    ignore_index : int, default -100
+        Rows with this label are ignored: their loss is 0 and their logits are not read. It is compared by value:
+        -100 equals no uint8 label.
+    label_smoothing : float, default 0.0
+        In [0, 1]: the part of the target that is spread evenly over all classes.
+    z_loss : float, default 0.0
+        Coefficient, >= 0, of the squared log-sum-exp of each row (times its sample weight).
+    reduction : {"mean", "sum", "none"}
+        "mean" divides the sum by the total of ``sample_weight * weight[label]`` over the rows that are not
+        ignored; with a dense target by the total of ``sample_weight``.
+    denominator : float, optional
+        A number > 0 that replaces the mean's own, as for a batch that comes in parts.
+    base : float, optional
+        Gives the loss as logarithm to this base (> 1), 2 for bits, instead of nats; the z term included.
+    backend : {"auto", "cython", "numba", "numpy"}
+        "auto" asks `use_backend`, then the environment variable FASTCE_BACKEND, then takes the first that can run.
+    num_threads : int, optional
+        The most threads to use. By default `use_backend`, FASTCE_NUM_THREADS, OMP_NUM_THREADS, or the smallest of
+        CPU affinity, cgroup quota and cores decides. The result has the same bits for any number.
+
+    Returns
+    -------
+    float or ndarray
+        A float for "mean" and "sum". For "none" the loss of each row, of the shape of labels: float64 for float64
+        logits, else float32.
+
+    Raises
+    ------
+    IndexError
+        For a label out of range, with its value and the index of the first.
+    TypeError
+        For an array or number of a type that is not accepted.
+    ValueError
+        For a shape, a weight, a dense target or an option that is not accepted.
+    BackendUnavailableError
+        For a backend that was named and cannot run.
+
+    See Also
+    --------
+    cross_entropy_with_grad : The loss and its gradient, for little more than the loss.
+    explain : Which backend, kernel and threads a call gets, and why.
+
+    Notes
+    -----
+    **Accuracy.** float16 and bfloat16 logits are computed in float32. The maximum :math:`m` of a row is taken out
+    first, :math:`r = \sum e^{x_k - m}` leaves out one position where it is reached, and the loss is
+    :math:`Q\,\mathrm{log1p}(r) + \sum q_k (m - x_k)` [1]_: no exponential overflows, no two terms cancel, so that
+    tiny losses keep their relative accuracy. Sums over rows are float64 and the same for any number of threads.
+
+    **Special values.** A logit of -inf is a class that is excluded: its probability is 0, and a target that puts
+    mass on it makes the loss +inf. A row with NaN or +inf, or of -inf alone, has the loss NaN; ignored rows are
+    0 whatever they hold. A mean with nothing to average (no rows, all ignored, weights that sum to 0) is NaN, and
+    0 where ``denominator`` is given. No warnings are given for any of these.
+
+    Label smoothing is that of [2]_, the z-loss that of [3]_.
+
+    References
+    ----------
+    .. [1] P. Blanchard, D. J. Higham and N. J. Higham, "Accurately computing the log-sum-exp and softmax functions",
+       IMA Journal of Numerical Analysis 41 (2021).
+    .. [2] C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
+    .. [3] A. Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", JMLR 24 (2023).
+
+    Examples
+    --------
+    A true class of probability 0.7 costs 0.3567 nats:
+
+    >>> import numpy as np
+    >>> import fastce
+    >>> logits = np.log([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
+    >>> losses = fastce.cross_entropy(logits, [1, 2], reduction="none")
+    >>> np.round(losses, 4)
+    array([0.3567, 0.9163])
+    >>> round(fastce.cross_entropy(logits, [1, 2]), 4)
+    0.6365
+
+    The same from a one-hot target, and in bits:
+
+    >>> round(fastce.cross_entropy(logits, [[0, 1, 0], [0, 0, 1]]), 4)
+    0.6365
+    >>> round(fastce.cross_entropy(logits, [1, 2], base=2), 4)
+    0.9183
+
+    Class weights, an ignored row, and images whose classes are axis 1:
+
+    >>> round(fastce.cross_entropy(logits, [1, 2], weight=[1, 3, 1]), 4)
+    0.4966
+    >>> round(fastce.cross_entropy(logits, [1, -100]), 4)
+    0.3567
+    >>> images = np.zeros((2, 10, 4, 4), np.float32)
+    >>> round(fastce.cross_entropy(images, np.zeros((2, 4, 4), int), axis=1), 4)
+    2.3026
+
+    A label that is not there is named:
+
+    >>> fastce.cross_entropy(logits, [1, 3])
+    Traceback (most recent call last):
+    IndexError: target: label 3 at index (1,) is out of range for 3 classes
+    """
     request = _inputs.loss_request(
         logits,
         target,
@@ -68,6 +244,80 @@ def cross_entropy_with_grad(
     backend: str = "auto",
     num_threads: int | None = None,
 ) -> LossAndGrad:
+    r"""Softmax cross entropy and its gradient with respect to the logits.
+
+    With the notation of `cross_entropy`, :math:`p` the softmax of a row and :math:`\ell` its log-sum-exp,
+
+    .. math:: \frac{\partial\,\mathrm{loss}}{\partial x_k} = (Q + 2 z \ell)\,p_k - q_k
+
+    times whatever the returned value is divided by: the gradient is that of the value returned, with the mean's
+    denominator and ``base`` in it; for ``reduction="none"`` that of the sum of the losses.
+
+    Parameters
+    ----------
+    logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, base
+        As for `cross_entropy`.
+    grad_output : float or array_like, optional
+        What the gradient is multiplied by: a number for "mean" and "sum", an array of the shape of the losses for
+        "none". Any sign.
+    out : ndarray, optional
+        Receives the gradient: a writable array of float16, bfloat16, float32 or float64 of the shape of ``logits``.
+        It may be ``logits`` itself, which are then overwritten; any other overlap with an input is an error.
+    backend, num_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    LossAndGrad
+        A named tuple. ``loss`` has the same bits as that of `cross_entropy`; ``grad`` is ``out``, or a new array of
+        the shape, dtype and layout of ``logits`` (in the byte order of this machine).
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, BackendUnavailableError
+        As for `cross_entropy`; nothing has been written then.
+
+    See Also
+    --------
+    cross_entropy : The loss alone.
+
+    Notes
+    -----
+    The gradient of an ignored row is exactly 0, and so is every gradient of a mean that has nothing to average. A
+    logit of -inf gets :math:`-q_k`, finite even where the loss is +inf. Where a row's loss is NaN its gradient is, and
+    no other row's. Where all of the target sits on the row's maximum, the gradient there is computed as
+    :math:`-Q\,r/(1 + r)` and not as a difference, so that it keeps its relative accuracy however small.
+
+    float16 has no numbers below 6e-8: gradients of a mean over many rows vanish in it. Ask for them scaled with
+    ``grad_output``, or in another dtype with ``out``, as shown below.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> logits = np.log([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
+    >>> loss, grad = fastce.cross_entropy_with_grad(logits, [1, 2])
+    >>> round(loss, 4)
+    0.6365
+    >>> grad.round(4)
+    array([[ 0.1 , -0.15,  0.05],
+           [ 0.15,  0.15, -0.3 ]])
+
+    In place, without memory for a second array:
+
+    >>> result = fastce.cross_entropy_with_grad(logits, [1, 2], out=logits)
+    >>> result.grad is logits
+    True
+
+    Loss scaling, which keeps small gradients in the range of float16:
+
+    >>> half = np.array([[12, 0, 0]], np.float16)
+    >>> fastce.cross_entropy_with_grad(half, [0], denominator=1000).grad
+    array([[-0.,  0.,  0.]], dtype=float16)
+    >>> scaled = fastce.cross_entropy_with_grad(half, [0], denominator=1000, grad_output=2.0**16).grad
+    >>> np.round(scaled.astype(np.float32) / 2.0**16 * 1e9, 2)
+    array([[-12.29,   6.14,   6.14]], dtype=float32)
+    """
     request = _inputs.loss_request(
         logits,
         target,
@@ -90,6 +340,46 @@ def cross_entropy_with_grad(
 def softmax(
     logits: Any, *, axis: int = -1, out: Array | None = None, backend: str = "auto", num_threads: int | None = None
 ) -> Array:
+    r"""Softmax of each row: :math:`p_k = e^{x_k} / \sum_j e^{x_j}`.
+
+    Parameters
+    ----------
+    logits : array_like
+        As for `cross_entropy`.
+    axis : int, default -1
+        The class axis, along which the result sums to 1.
+    out : ndarray, optional
+        Receives the result: a writable array of float16, bfloat16, float32 or float64 of the shape of ``logits``,
+        which may be ``logits`` itself.
+    backend, num_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    ndarray
+        ``out``, or a new array of the shape, dtype and layout of ``logits``.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `cross_entropy`.
+
+    See Also
+    --------
+    log_softmax : Its logarithm.
+
+    Notes
+    -----
+    Computed as :math:`e^{x_k - m} / (1 + r)` with the maximum :math:`m` and :math:`r` of `cross_entropy`, in float32
+    for float16 and bfloat16. A logit of -inf has probability 0. A row with NaN or +inf, or of -inf alone, is NaN.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.softmax([[0.0, 0.0], [1000.0, float("-inf")]])
+    array([[0.5, 0.5],
+           [1. , 0. ]])
+    """
     request = _inputs.map_request(Output.SOFTMAX, logits, axis, out)
     return _pipeline.softmax(request, backend, num_threads)
 
@@ -97,6 +387,45 @@ def softmax(
 def log_softmax(
     logits: Any, *, axis: int = -1, out: Array | None = None, backend: str = "auto", num_threads: int | None = None
 ) -> Array:
+    r"""Logarithm of the softmax of each row: :math:`x_k - \log \sum_j e^{x_j}`, in nats.
+
+    Parameters
+    ----------
+    logits : array_like
+        As for `cross_entropy`.
+    axis : int, default -1
+        The class axis.
+    out : ndarray, optional
+        As for `softmax`.
+    backend, num_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    ndarray
+        ``out``, or a new array of the shape, dtype and layout of ``logits``.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `cross_entropy`.
+
+    See Also
+    --------
+    softmax : The probabilities themselves.
+
+    Notes
+    -----
+    Computed as :math:`(x_k - m) - \mathrm{log1p}(r)` with the maximum :math:`m` and :math:`r` of `cross_entropy`, so
+    that the logarithm of a probability near 1 keeps its relative accuracy. A logit of -inf gives -inf. A row with NaN
+    or +inf, or of -inf alone, is NaN.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.log_softmax([[0.0, 0.0, float("-inf")]]).round(4)
+    array([[-0.6931, -0.6931,    -inf]])
+    """
     request = _inputs.map_request(Output.LOG_SOFTMAX, logits, axis, out)
     return _pipeline.softmax(request, backend, num_threads)
 
@@ -104,5 +433,82 @@ def log_softmax(
 def logsumexp(
     logits: Any, *, axis: int = -1, out: Array | None = None, backend: str = "auto", num_threads: int | None = None
 ) -> Array:
+    r"""Logarithm of the sum of exponentials of each row: :math:`\log \sum_k e^{x_k}`, in nats.
+
+    Parameters
+    ----------
+    logits : array_like
+        As for `cross_entropy`.
+    axis : int, default -1
+        The class axis, which the result lacks.
+    out : ndarray, optional
+        Receives the result: a writable array of float16, bfloat16, float32 or float64 of the shape of ``logits``
+        without the class axis, apart from ``logits``.
+    backend, num_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    ndarray
+        ``out``, or a new array: float64 for float64 logits, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `cross_entropy`.
+
+    Notes
+    -----
+    Computed as :math:`m + \mathrm{log1p}(r)` with the maximum :math:`m` and :math:`r` of `cross_entropy`. A row with
+    NaN is NaN; else one with +inf is +inf; one of -inf alone is -inf.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.logsumexp([[1000.0, 1000.0]]).round(4)
+    array([1000.6931])
+    """
     request = _inputs.map_request(Output.LSE, logits, axis, out)
     return _pipeline.logsumexp(request, backend, num_threads)
+
+
+def explain(logits: Any, target: Any, **options: Any) -> _pipeline.Explanation:
+    """Tell which backend, ISA, kernel and threads a call would get, and why, without doing it.
+
+    Parameters
+    ----------
+    logits, target
+        As for `cross_entropy`; they are validated in the same way, but not read.
+    **options
+        Those of `cross_entropy`. With one that only `cross_entropy_with_grad` has (``grad_output`` or ``out``, which
+        may be None), it is that function's call which is explained.
+
+    Returns
+    -------
+    Explanation
+        A frozen record with ``backend``, ``variant``, ``num_threads``, ``kernel`` and ``reasons``; ``print`` it.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As the call itself would; only labels, sample weights and dense targets are not looked at.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> plan = fastce.explain(np.zeros((32, 10), np.float32), np.zeros(32, int), backend="numpy")
+    >>> plan.backend, plan.variant, plan.num_threads
+    ('numpy', 'reference', 1)
+    >>> print(plan.reasons[0])
+    backend: named in the call
+    """
+    backend, num_threads = options.pop("backend", "auto"), options.pop("num_threads", None)
+    like = cross_entropy_with_grad if options.keys() & {"grad_output", "out"} else cross_entropy
+    defaults = dict(like.__kwdefaults__ or {})
+    del defaults["backend"], defaults["num_threads"]
+    if unknown := options.keys() - defaults.keys():
+        raise TypeError(f"explain: {like.__name__} has no option {', '.join(sorted(unknown))}")
+    gradient = like is cross_entropy_with_grad
+    request = _inputs.loss_request(logits, target, **{**defaults, **options}, gradient=gradient)
+    return _pipeline.explain(request, backend, num_threads)

@@ -65,7 +65,7 @@ def loss_request(
     positions = x.shape[:-1]
     n_classes = x.shape[-1]
     if not (isinstance(reduction, str) and reduction in REDUCTIONS):
-        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {_shown(reduction)}")
     smoothing = _number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
     z = _number("z_loss", z_loss, 0.0, math.inf, "a finite number >= 0")
     if denominator is not None:
@@ -83,7 +83,8 @@ def loss_request(
     if smoothing > 0.0 and n_classes:
         class_vector = np.full(n_classes, smoothing / n_classes)
         if class_weight is not None:
-            class_vector *= class_weight
+            with np.errstate(under="ignore"):
+                class_vector *= class_weight
     row_weight = None if sample_weight is None else _per_row("sample_weight", sample_weight, positions)
 
     row_grad, factor, grad, grad_view = None, 1.0, None, None
@@ -142,7 +143,7 @@ def thread_count(name: str, value: Any) -> int:
     """Validate a number of threads."""
     count = _integer(name, value, "an integer >= 1")
     if count < 1:
-        raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
+        raise ValueError(f"{name}: expected an integer >= 1, got {_shown(value)}")
     return count
 
 
@@ -190,6 +191,9 @@ def _logits(logits: Any, axis: Any) -> tuple[Array, Array, int]:
 def _target(target: Any, shape: tuple[int, ...], axis: int) -> tuple[Array | None, Array | None]:
     """Return labels or a dense target with the class axis last, and None for the other."""
     array = _array("target", target)
+    if not _dtypes.is_real(array.dtype):
+        accepted = f"integer labels or a dense target ({_dtypes.ACCEPTED}, integer or boolean)"
+        raise TypeError(f"target: expected {accepted}, got {_described(target, array)}")
     positions = shape[:axis] + shape[axis + 1 :]
     if array.ndim == len(shape) - 1:
         if array.size == 0 and isinstance(target, (list, tuple)):
@@ -198,12 +202,8 @@ def _target(target: Any, shape: tuple[int, ...], axis: int) -> tuple[Array | Non
             raise TypeError(f"target: expected integer labels, got {_described(target, array)}")
         if array.shape == positions:
             return array, None
-    elif array.ndim == len(shape):
-        if not _dtypes.is_real(array.dtype):
-            accepted = f"a dense target of {_dtypes.ACCEPTED}, integers or booleans"
-            raise TypeError(f"target: expected {accepted}, got {_described(target, array)}")
-        if array.shape == shape:
-            return None, _classes_last(array, axis)
+    elif array.shape == shape:
+        return None, _classes_last(array, axis)
     raise ValueError(
         f"target: logits of shape {shape} with axis={axis} need labels of shape {positions} "
         f"or a dense target of shape {shape}, got shape {array.shape}"
@@ -258,14 +258,14 @@ def _number(name: str, value: Any, low: float, high: float, accepted: str, *, op
     if type(value) is not float:
         if isinstance(value, np.ndarray) and value.ndim == 0:
             value = value[()]
-        if not isinstance(value, numbers.Real) or isinstance(value, bool):
-            raise TypeError(f"{name}: expected {accepted}, got {value!r} of type {type(value).__name__}")
+        if type(value) is bool or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name}: expected {accepted}, got {_shown(value)} of type {type(value).__name__}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not low <= number <= high or math.isinf(number) or (open_low and number == low):
-        raise ValueError(f"{name}: expected {accepted}, got {value!r}")
+        raise ValueError(f"{name}: expected {accepted}, got {_shown(value)}")
     return number
 
 
@@ -277,7 +277,7 @@ def _integer(name: str, value: Any, accepted: str) -> int:
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}: expected {accepted}, got {value!r} of type {type(value).__name__}") from None
+        raise TypeError(f"{name}: expected {accepted}, got {_shown(value)} of type {type(value).__name__}") from None
 
 
 def _array(name: str, value: Any) -> Array:
@@ -326,6 +326,15 @@ def _torch_bfloat16(name: str, value: Any) -> Array:
         raise TypeError(f"{name}: bfloat16 needs the package ml_dtypes; install it: pip install ml_dtypes") from None
     bits: Array = value.view(sys.modules["torch"].int16).numpy()
     return bits.view(dtype)
+
+
+def _shown(value: Any) -> str:
+    """Return the repr of a value, cut to what fits in a message."""
+    try:
+        text = repr(value)
+    except Exception as error:  # such as an integer of more digits than Python prints
+        return f"a {type(value).__name__} that cannot be shown ({error})"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _described(value: Any, array: Array) -> str:
@@ -390,7 +399,7 @@ def _refuse_overlap(out: Array, name: str, other: Any) -> None:
     array = _array(name, other)
     if np.may_share_memory(out, array):
         try:
-            shared = np.shares_memory(out, array, max_work=_OVERLAP_WORK)
+            shared = np.shares_memory(out, array, max_work=_OVERLAP_WORK)  # type: ignore[arg-type]
         except (np.exceptions.TooHardError, OverflowError):
             shared = True  # not proved apart
         if shared:

@@ -7,14 +7,46 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from fastce import _backends, _inputs, _settings, _threads
-from fastce._backends import Implementation
-from fastce._inputs import Request
 from fastce._problem import Array, Problem, Totals
+from fastce.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from fastce._backends import Implementation
+    from fastce._inputs import Request
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a call would get, and why; ``str()`` of it is for reading.
+
+    Attributes
+    ----------
+    backend : str
+        "cython", "numba" or "numpy".
+    variant : str
+        The ISA of the C core ("avx512", "avx2", "neon", "portable"), "parallel" or "serial" for Numba,
+        "reference" for NumPy.
+    num_threads : int
+    kernel : str
+        The kernel of that backend which the number of classes, the dtype and the class axis' stride lead to.
+    reasons : tuple of str
+        Why this backend, and why this many threads.
+    """
+
+    backend: str
+    variant: str
+    num_threads: int
+    kernel: str
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        threads = "1 thread" if self.num_threads == 1 else f"{self.num_threads} threads"
+        return "\n    ".join((f"{self.backend} ({self.variant}), {threads}, kernel: {self.kernel}", *self.reasons))
 
 
 class Chosen(NamedTuple):
@@ -70,6 +102,24 @@ def logsumexp(request: Request, backend: str, num_threads: int | None) -> Array:
     return result
 
 
+def explain(request: Request, backend: str, num_threads: int | None) -> Explanation:
+    """Make the choices for a problem, and do nothing."""
+    chosen = choose(request.problem, backend, num_threads)
+    plan = chosen.module.describe(request.problem, chosen.num_threads)
+    asked, _ = _settings.backend(backend)
+    better = _backends.NAMES[: _backends.NAMES.index(chosen.name)] if asked == "auto" else ()
+    passed_over = (str(error) for name in better if (error := _backends.why_not(name)) is not None)
+    work = f"about {_threads.estimate(request.problem):.2g} s of work for one"
+    grain = f"each must find {_threads.SECONDS_PER_THREAD:.2g} s of it"
+    reasons = (
+        f"backend: {chosen.why_backend}",
+        *passed_over,
+        f"threads: at most {chosen.limit} ({chosen.why_threads}); {work}, {grain}",
+    )
+    threads = chosen.num_threads if plan.num_threads is None else plan.num_threads
+    return Explanation(chosen.name, plan.variant, threads, plan.kernel, reasons)
+
+
 def choose(problem: Problem, backend: str, num_threads: int | None) -> Chosen:
     """Choose by argument, `use_backend`, environment and preference, in that order.
 
@@ -91,7 +141,7 @@ def _first_available() -> tuple[str, Implementation]:
     for name in _backends.NAMES[:-1]:
         try:
             return name, _backends.load(name)
-        except _backends.BackendUnavailableError:
+        except BackendUnavailableError:
             continue
     name = _backends.NAMES[-1]
     return name, _backends.load(name)
@@ -114,7 +164,8 @@ def _reduce(request: Request, totals: Totals) -> float | Array:
     if request.reduction == "none":
         values = _positions(request.problem)
         if request.unit != 1.0:
-            values /= request.unit
+            with np.errstate(under="ignore"):
+                values /= request.unit
         return values
     if request.reduction == "sum":
         return totals.loss / request.unit

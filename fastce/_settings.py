@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastce import _backends, _inputs, _threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CHOICES = ("auto", *_backends.NAMES)
 
@@ -83,6 +85,43 @@ def thread_limit(argument: Any) -> tuple[int, str]:
 
 
 def use_backend(name: str, num_threads: int | None = None) -> AbstractContextManager[None]:
+    """Choose the backend of all calls in a ``with`` block that do not name one themselves.
+
+    The choice holds in the current thread and asyncio task only. It comes before the environment variables
+    FASTCE_BACKEND and FASTCE_NUM_THREADS, and after the arguments of a call.
+
+    Parameters
+    ----------
+    name : {"auto", "cython", "numba", "numpy"}
+        The backend; "auto" stands for the first that can run.
+    num_threads : int, optional
+        The most threads a call may have. By default what an outer ``use_backend``, the environment or the
+        machine says.
+
+    Returns
+    -------
+    context manager
+        For one ``with`` statement.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, at once.
+    BackendUnavailableError
+        For a backend that cannot run, at once, with the reason and the command that would install it.
+
+    See Also
+    --------
+    available_backends : The names that can run.
+    explain : What a call would get.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> with fastce.use_backend("numpy"):
+    ...     round(fastce.cross_entropy([[2.0, 1.0]], [0]), 4)
+    0.3133
+    """
     context = _context.get()
     _known("name", name)
     if num_threads is not None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import functools
 import math
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastce import _dtypes
 from fastce._problem import Output, Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SECONDS_PER_LOGIT = {
     Output.LOSS: 0.5e-9,
@@ -56,6 +59,8 @@ def threads_for(problem: Problem, limit: int) -> int:
 
 def cgroup_quota(root: str = "/") -> float | None:
     """Return how many CPUs' time the control groups of this process allow, or None where they do not limit it."""
+    from pathlib import Path  # slow to import, needed once
+
     try:
         lines = Path(root, "proc/self/cgroup").read_text().splitlines()
     except OSError:

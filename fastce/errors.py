@@ -17,10 +17,9 @@ class BackendUnavailableError(RuntimeError):
 
     Examples
     --------
-    >>> raise fastce.BackendUnavailableError("numba", "No module named 'numba'", 'pip install "fastce[numba]"')
-    Traceback (most recent call last):
-    fastce.errors.BackendUnavailableError: backend 'numba' cannot run: No module named 'numba'. To install it: \
-pip install "fastce[numba]"
+    >>> import fastce
+    >>> print(fastce.BackendUnavailableError("numba", "No module named 'numba'", 'pip install "fastce[numba]"'))
+    backend 'numba' cannot run: No module named 'numba'. To install it: pip install "fastce[numba]"
     """
 
     def __init__(self, backend: str, reason: str, install: str) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from fastce._problem import Problem, Totals
 from fastce.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    from fastce._problem import Problem, Totals
 
 
 class Plan(NamedTuple):
@@ -20,13 +22,15 @@ class Plan(NamedTuple):
     variant: str
     """The ISA of the C core, "parallel" or "serial" for Numba, "reference" for NumPy."""
     kernel: str
+    num_threads: int | None = None
+    """Where a variant does not use what it is given."""
 
 
 class Implementation(Protocol):
     """The functions of a backend's module."""
 
     def scan(self, problem: Problem, num_threads: int) -> Totals:
-        """Check every row's label, sample weight and dense target, and total the weights; read no logits, write nothing."""
+        """Check every row's label, sample weight and dense target; total the weights. Logits are not read."""
 
     def run(self, problem: Problem, num_threads: int) -> Totals:
         """Do the problem: fill its ``row_values`` and ``out``, checking rows on the way."""
@@ -81,7 +85,20 @@ def load(name: str) -> Implementation:
 
 
 def available() -> tuple[str, ...]:
-    """Return the names of the backends that can run, in order of preference."""
+    """Return the names of the backends that can run, in order of preference.
+
+    Returns
+    -------
+    tuple of str
+        Some of "cython", "numba" and "numpy"; the first is what ``backend="auto"`` gets. `show_config` tells
+        why another is missing.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> fastce.available_backends()[-1]
+    'numpy'
+    """
     return tuple(name for name in NAMES if why_not(name) is None)
 
 

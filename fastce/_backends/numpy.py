@@ -23,7 +23,11 @@ from fastce._problem import Array, Output, Problem, Totals
 
 def scan(problem: Problem, num_threads: int) -> Totals:
     """Check the target and total the weights."""
-    p = _as_rows(problem)
+    with np.errstate(all="ignore"):
+        return _scan(_as_rows(problem))
+
+
+def _scan(p: Problem) -> Totals:
     s = _sample_weight(p)
     bad = ~np.isfinite(s) | (s < 0)
     if p.labels is not None:
@@ -61,7 +65,7 @@ def run(problem: Problem, num_threads: int) -> Totals:
 
 
 def _loss(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) -> Totals:
-    checked = scan(p, 1)
+    checked = _scan(p)
     if checked.bad_row >= 0:
         return checked
     rows = np.arange(p.n_rows)
@@ -81,12 +85,11 @@ def _loss(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) ->
     if p.class_vector is not None:
         rest = s[:, None] * p.class_vector + (0 if rest is None else rest)
 
-    below = top[:, None] - x if rest is not None else None
     q_sum = at.copy()
     loss = np.where(at > 0, at * (top - x[rows, y]), 0)
     if rest is not None:
         q_sum += rest.sum(axis=1)
-        loss += np.where(rest > 0, rest * below, 0).sum(axis=1)
+        loss += np.where(rest > 0, rest * (top[:, None] - x), 0).sum(axis=1)
     lse = top + np.log1p(r)
     z = s * p.z_loss
     loss += q_sum * np.log1p(r)
@@ -120,7 +123,7 @@ def variants() -> tuple[str, ...]:
 
 def describe(problem: Problem, num_threads: int) -> Plan:
     """Return the only plan."""
-    return Plan("reference", "whole arrays")
+    return Plan("reference", "whole arrays", num_threads=1)
 
 
 def config() -> dict[str, Any]:
@@ -151,7 +154,7 @@ def _sample_weight(p: Problem) -> Array:
 def _ignored(p: Problem) -> Array:
     if p.labels is None or p.ignore_index is None:
         return np.zeros(p.n_rows, dtype=bool)
-    return p.labels == p.ignore_index
+    return np.equal(p.labels, p.ignore_index)
 
 
 def _store(p: Problem, row_values: Array | None = None, out: Array | None = None) -> Totals:
