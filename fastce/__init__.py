@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastce._backends import available as available_backends
+from fastce._backends import available_backends
 from fastce._config import show_config
 from fastce._functions import (
     LossAndGrad,

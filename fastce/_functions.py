@@ -9,12 +9,25 @@ from fastce._problem import Array, Output
 
 
 class LossAndGrad(NamedTuple):
-    """The result of `cross_entropy_with_grad`."""
+    """The result of `cross_entropy_with_grad`.
+
+    Attributes
+    ----------
+    loss : float or ndarray
+        An array for ``reduction="none"``.
+    grad : ndarray
+        Of the shape of the logits.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> loss, grad = fastce.cross_entropy_with_grad([[0.0, 0.0]], [0])
+    >>> round(loss, 4), grad.tolist()
+    (0.6931, [[-0.5, 0.5]])
+    """
 
     loss: Any
-    """float, or for ``reduction="none"`` an array."""
     grad: Array
-    """Of the shape of the logits."""
 
 
 @overload

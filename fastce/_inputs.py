@@ -293,7 +293,7 @@ def _array(name: str, value: Any) -> Array:
         _refuse_device(name, value)
         if getattr(value, "requires_grad", False) is True:
             raise TypeError(f"{name}: got a tensor that requires grad; pass {name}.detach()")
-        if type(value).__module__ == "torch" and str(value.dtype) == "torch.bfloat16":
+        if str(getattr(value, "dtype", None)) == "torch.bfloat16":
             return _torch_bfloat16(name, value)
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
@@ -333,7 +333,7 @@ def _shown(value: Any) -> str:
     try:
         text = repr(value)
     except Exception as error:  # such as an integer of more digits than Python prints
-        return f"a {type(value).__name__} that cannot be shown ({error})"
+        return f"what cannot be shown ({error})"
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 

@@ -36,6 +36,13 @@ class Explanation:
         The kernel of that backend which the number of classes, the dtype and the class axis' stride lead to.
     reasons : tuple of str
         Why this backend, and why this many threads.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> plan = fastce.explain([[1.0, 2.0]], [0], backend="numpy")
+    >>> print(str(plan).splitlines()[0])
+    numpy (reference), 1 thread, kernel: whole arrays
     """
 
     backend: str
@@ -71,7 +78,7 @@ def loss_and_grad(request: Request, backend: str, num_threads: int | None) -> tu
     """Do a problem whose output is the gradient; nothing is written before every row has been checked."""
     chosen = choose(request.problem, backend, num_threads)
     weight = 0.0
-    if request.problem.n_rows:
+    if request.problem.logits.size:
         checked = chosen.module.scan(request.problem, chosen.num_threads)
         _raise_if_bad(request, checked)
         weight = checked.weight

@@ -84,7 +84,7 @@ def load(name: str) -> Implementation:
     return found
 
 
-def available() -> tuple[str, ...]:
+def available_backends() -> tuple[str, ...]:
     """Return the names of the backends that can run, in order of preference.
 
     Returns
