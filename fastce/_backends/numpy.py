@@ -103,15 +103,16 @@ def _loss(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) ->
         if p.grad_output is not None:
             scale *= p.grad_output.astype(np.float64)
         pull = 2 * z * lse if p.z_loss else np.zeros(p.n_rows)
-        # Q - q where the maximum is, added up and not subtracted: 0 where all of q is there.
-        others = np.where(y == first, 0, at)
+        on_top, others = np.where(y == first, at, 0), np.where(y == first, 0, at)
         out = (scale * (q_sum + pull) / (1 + r)).astype(p.real)[:, None] * e
         if rest is not None:
             out = out - scale[:, None] * rest
+            on_top += rest[rows, first]
             rest[rows, first] = 0
-            others = others + rest.sum(axis=1)
+            others += rest.sum(axis=1)
         out[rows, y] -= scale * at
-        out[rows, first] = scale * (others + (pull - q_sum * r) / (1 + r))
+        # Where the maximum is, q_k and Q*p_k may be nearly equal: others*p_k - q_k*(1 - p_k) is the same and exact.
+        out[rows, first] = scale * (others + pull - on_top * r) / (1 + r)
         out[ignored] = 0
     return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
 
