@@ -1,0 +1,155 @@
+"""The command line: ``fastce score``, ``fastce info`` and ``fastce demo``.
+
+This module owns the options and how a command ends; each command is a module that is imported when it runs. Status 0
+is success, 1 a demo whose answers disagree, 2 anything a person can put right (one line on standard error), 130 an
+interrupt. An error that is none of these is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import fastce
+from fastce import _backends
+from fastce._cli._console import CommandError, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+SCORE_HELP = """\
+LOGITS and TARGET are .npy files, or FILE.safetensors:TENSOR. They are mapped into memory and read in blocks of rows,
+so they may be larger than it. TARGET holds integer labels (the shape of the logits without the class axis) or
+probabilities (the shape of the logits).
+
+example:
+  fastce score logits.npy labels.npy --ignore-index 0 --base 2
+  fastce score model.safetensors:logits labels.npy --output losses.npy --json
+"""
+
+SCORE_OUTPUT = """
+it prints:
+  mean loss    of the objective: with weights and smoothing, in units of --base (nats without it)
+  perplexity   exp of the mean plain loss in nats, whatever the weights, the smoothing and the base
+  accuracy     share of rows whose largest logit (the first of equals) is the label's, or that of the largest target
+  ignored rows count in none of the three
+  GB/s         bytes of logits and target in a second
+A number that is not finite is null in JSON. The progress bar needs the extra: pip install "fastce[cli]".
+"""
+
+DEMO_HELP = """\
+Scores a real data set that comes with the package, the logits of a classifier of handwritten digits, on every
+backend, then compares their speed with plain NumPy on a large random batch. Takes about half a minute.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    try:
+        try:
+            options = _parser().parse_args(argv)
+            status: int = options.run(options)
+            return status
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _end("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except CommandError as error:
+        return _end(f"error: {error}", 2)
+    except OSError as error:
+        name = "" if error.filename is None else f"{error.filename}: "
+        return _end(f"error: {name}{error.strerror or error}", 2)
+    except MemoryError:
+        return _end("error: not enough memory", 2)
+
+
+def _end(message: str, status: int) -> int:
+    print(f"fastce: {one_line(message)}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="fastce", description="Fast, exact cross entropy on the CPU.")
+    parser.add_argument("--version", action="version", version=f"fastce {fastce.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_score(commands)
+    info = commands.add_parser("info", help="show versions, CPU, threads and backends")
+    info.set_defaults(run=_info)
+    _add_demo(commands)
+    return parser
+
+
+def _add_score(commands: Any) -> None:
+    command = commands.add_parser(
+        "score", help="compute the loss of arrays on disk", description=SCORE_HELP, epilog=SCORE_OUTPUT
+    )
+    add = command.add_argument
+    add("logits", metavar="LOGITS", help="float16, bfloat16, float32 or float64")
+    add("target", metavar="TARGET", help="labels or probabilities")
+    add("--axis", type=int, default=-1, help="the class axis (default: the last)")
+    add("--weight", metavar="FILE", help="a weight for each class")
+    add("--ignore-index", type=int, default=-100, metavar="LABEL", help="rows to leave out (default: %(default)s)")
+    add("--label-smoothing", type=float, default=0.0, metavar="X", help="from 0 to 1 (default: 0)")
+    add("--base", type=float, metavar="B", help="unit of the loss: 2 for bits (default: nats)")
+    add("--dtype", choices=["bfloat16"], help="what the two-byte elements of a .npy file of logits are")
+    add("--output", metavar="FILE", help="write the loss of each row to a .npy file")
+    add("--json", action="store_true", help="print one JSON object")
+    _add_engine(command)
+    command.set_defaults(run=_score)
+
+
+def _add_demo(commands: Any) -> None:
+    command = commands.add_parser("demo", help="see it work on real data, and how fast", description=DEMO_HELP)
+    command.add_argument("--rows", type=int, default=2048, help="rows of the large batch (default: %(default)s)")
+    command.add_argument("--classes", type=int, default=32000, help="classes of it (default: %(default)s)")
+    command.add_argument("--threads", type=int, metavar="N", help="at most so many threads")
+    command.set_defaults(run=_demo)
+
+
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--backend",
+        choices=["auto", *_backends.NAMES],
+        default="auto",
+        help="what computes (default: the best that can run)",
+    )
+    command.add_argument("--threads", type=int, metavar="N", help="at most so many threads (default: all cores)")
+
+
+def _score(options: argparse.Namespace) -> int:
+    from fastce._cli._score import score
+
+    return score(options)
+
+
+def _info(options: argparse.Namespace) -> int:
+    try:
+        fastce.show_config()
+    except ValueError as error:  # an environment variable
+        raise CommandError(str(error)) from None
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from fastce._cli._demo import demo
+
+    return demo(options)
