@@ -1,0 +1,364 @@
+/* The public functions: checks the record, plans the call, walks its rows in chunks on threads, adds what they leave.
+ * No arithmetic on logits, no ISA. */
+#include "convert.h"
+#include "core.h"
+#include "isa.h"
+#include "threads.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    MAX_AXES = 64,
+    CHUNK_LOGITS = 1 << 16, /* of one unit of scheduling: long beside its overhead, short beside the call */
+    MAX_CHUNKS = 1 << 16,   /* bounds the partial sums */
+    CACHE_BYTES = 1 << 22,  /* an output above it is streamed past the caches */
+    ALIGNMENT = 64,
+    STACK_BYTES = 1 << 15,
+};
+
+int fastce_abi_version(void) { return FASTCE_ABI_VERSION; }
+
+const char *fastce_status_message(fastce_status status) {
+    static const char *const message[FASTCE_STATUS_COUNT] = {
+        [FASTCE_OK] = "success",
+        [FASTCE_BAD_ROW] = "a label, sample weight or dense target is not acceptable",
+        [FASTCE_BAD_ARGUMENT] = "a field of the problem is out of its range",
+        [FASTCE_BAD_ISA] = "unknown instruction set, or one that this processor cannot run",
+        [FASTCE_NO_MEMORY] = "out of memory",
+    };
+    return (unsigned)status < FASTCE_STATUS_COUNT ? message[status] : "unknown status";
+}
+
+/* The positions with axes of one removed and neighbours joined where every array can step over both with one stride. */
+typedef struct walk {
+    int n_axes;
+    int64_t shape[MAX_AXES];
+    ptrdiff_t stride[ARRAY_COUNT][MAX_AXES];
+    char *data[ARRAY_COUNT];
+    int64_t n_rows;
+} walk;
+
+static bool plan_walk(const fastce_problem *q, walk *w) {
+    const fastce_array *array[ARRAY_COUNT] = {&q->logits, &q->target, &q->sample_weight, &q->out, &q->grad_output};
+    w->n_axes = 0;
+    w->n_rows = 1;
+    for (int a = 0; a < ARRAY_COUNT; a++) w->data[a] = array[a]->data;
+    for (int i = 0; i < q->n_axes; i++) {
+        int64_t length = q->shape[i];
+        if (length < 0 || __builtin_mul_overflow(w->n_rows, length, &w->n_rows)) return false;
+        if (length == 1) continue;
+        int last = w->n_axes - 1;
+        bool join = last >= 0;
+        for (int a = 0; a < ARRAY_COUNT; a++) {
+            ptrdiff_t stride = array[a]->data ? array[a]->strides[i] : 0;
+            w->stride[a][w->n_axes] = stride;
+            join = join && w->stride[a][last] == stride * (ptrdiff_t)length;
+        }
+        if (join) {
+            w->shape[last] *= length;
+            for (int a = 0; a < ARRAY_COUNT; a++) w->stride[a][last] = w->stride[a][w->n_axes];
+        } else {
+            w->shape[w->n_axes++] = length;
+        }
+    }
+    if (w->n_axes == 0) {
+        w->n_axes = 1;
+        w->shape[0] = 1;
+        for (int a = 0; a < ARRAY_COUNT; a++) w->stride[a][0] = 0;
+    }
+    return true;
+}
+
+/* Points at the arrays' elements of a row; returns how many rows follow it, itself included, on the last axis. */
+static int64_t find_row(const walk *w, int64_t row, const char *at[ARRAY_COUNT]) {
+    int64_t left = 0;
+    for (int a = 0; a < ARRAY_COUNT; a++) at[a] = w->data[a];
+    for (int i = w->n_axes - 1; i >= 0; i--) {
+        int64_t index = row % w->shape[i];
+        row /= w->shape[i];
+        if (i == w->n_axes - 1) left = w->shape[i] - index;
+        for (int a = 0; a < ARRAY_COUNT; a++)
+            if (at[a]) at[a] += index * w->stride[a][i];
+    }
+    return left;
+}
+
+typedef struct call {
+    task task;
+    walk walk;
+    const kernels *kernels; /* NULL: scan */
+    int64_t chunk_rows;
+    partial *partials;
+    char *scratch;
+    size_t scratch_bytes; /* of each worker */
+} call;
+
+/* A run of rows while its chunk is visited: where it starts, and the rows waiting to be visited together. */
+typedef struct run {
+    const char *at[ARRAY_COUNT];
+    const ptrdiff_t *step; /* of each array */
+    rows waiting;
+} run;
+
+static int64_t visit(const call *c, rows *r, partial *sums, char *scratch) {
+    int64_t bad = r->count ? c->kernels->visit(&c->task, r, sums, scratch) : -1;
+    int64_t row = bad < 0 ? -1 : r->index[bad];
+    r->count = 0;
+    return row;
+}
+
+static void zero_row(const fastce_problem *q, char *out, char *value, size_t value_size) {
+    if (value) memset(value, 0, value_size);
+    if (q->output != FASTCE_GRAD) return;
+    size_t size = (size_t)dtype_size(q->out.dtype);
+    if (q->out.class_stride == (ptrdiff_t)size) {
+        memset(out, 0, (size_t)q->n_classes * size);
+    } else {
+        for (int64_t k = 0; k < q->n_classes; k++) memset(out + k * q->out.class_stride, 0, size);
+    }
+}
+
+/* Visits the rows of a batch that are not ignored together with those that wait; returns the first bad row of the run. */
+static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t first, partial *sums, char *scratch) {
+    const fastce_problem *q = c->task.problem;
+    size_t value_size = q->logits.dtype == FASTCE_F64 ? 8 : 4;
+    rows *w = &u->waiting;
+    for (int64_t i = 0; i < batch->count; i++) {
+        int64_t row = first + i, bad = -1;
+        if (batch->weight[i] == 0) {
+            if (q->target_kind == FASTCE_DENSE) {
+                bad = first_bad_dense_row(&c->task, u->at[TARGET] + row * u->step[TARGET], 0, 1);
+                if (bad == 0) {
+                    int64_t earlier = visit(c, w, sums, scratch);
+                    return earlier < 0 ? row : earlier;
+                }
+            }
+            zero_row(q, w->out + row * w->out_step, w->values ? w->values + row * (ptrdiff_t)value_size : NULL,
+                     value_size);
+            continue;
+        }
+        int64_t n = w->count++;
+        w->consecutive = n == 0 || (w->consecutive && w->index[n - 1] + 1 == row);
+        w->index[n] = row;
+        w->label[n] = batch->label[i];
+        w->weight[n] = batch->weight[i];
+        w->label_mass[n] = batch->label_mass[i];
+        w->grad_scale[n] = batch->grad_scale[i];
+        if (w->count == VISIT_ROWS) bad = visit(c, w, sums, scratch);
+        if (bad >= 0) return bad;
+    }
+    return -1;
+}
+
+/* Visits count rows of a run in batches; returns its first bad row, or -1. */
+static int64_t visit_run(const call *c, run *u, int64_t count, partial *sums, char *scratch) {
+    const task *t = &c->task;
+    rows batch = u->waiting;
+    for (int64_t done = 0; done < count; done += batch.count) {
+        int64_t n = count - done < VISIT_ROWS ? count - done : VISIT_ROWS, bad;
+        const char *at[ARRAY_COUNT];
+        for (int a = 0; a < ARRAY_COUNT; a++) at[a] = u->at[a] ? u->at[a] + done * u->step[a] : NULL;
+        bool any_ignored;
+        int64_t bad_target = load_targets(t, at, u->step, n, &batch, &any_ignored, sums);
+        if (!c->kernels || bad_target >= 0) {
+            bool dense = t->problem->target_kind == FASTCE_DENSE;
+            bad = visit(c, &u->waiting, sums, scratch);
+            if (bad >= 0) return bad;
+            bad = dense ? first_bad_dense_row(t, at[TARGET], u->step[TARGET], bad_target < 0 ? n : bad_target) : -1;
+            if (bad < 0) bad = bad_target;
+            if (bad >= 0) return done + bad;
+            continue;
+        }
+        int64_t kept = n;
+        if (any_ignored)
+            for (int64_t i = 0; i < n; i++) kept -= batch.weight[i] == 0;
+        /* Vectors of neighbouring positions are loaded whole while half of their rows are wanted. */
+        bool whole = kept == n || (t->lanes && t->logits_direct && t->out_direct && kept > n / 2);
+        if (t->problem->target_kind == FASTCE_DENSE) whole = kept == n;
+        if (whole && u->waiting.count == 0) {
+            for (int64_t i = 0; i < n; i++) batch.index[i] = done + i;
+            batch.consecutive = true;
+            int64_t size = batch.count;
+            bad = visit(c, &batch, sums, scratch);
+            batch.count = size;
+        } else {
+            bad = visit_kept(c, u, &batch, done, sums, scratch);
+        }
+        if (bad >= 0) return bad;
+    }
+    return visit(c, &u->waiting, sums, scratch);
+}
+
+static void visit_chunk(void *context, int64_t chunk, int worker) {
+    const call *c = context;
+    const walk *w = &c->walk;
+    const fastce_problem *q = c->task.problem;
+    partial *sums = &c->partials[chunk];
+    char *scratch = c->scratch + (size_t)worker * c->scratch_bytes;
+    int64_t row = chunk * c->chunk_rows, end = row + c->chunk_rows;
+    if (end > w->n_rows) end = w->n_rows;
+    int64_t value_size = q->logits.dtype == FASTCE_F64 ? 8 : 4;
+    ptrdiff_t step[ARRAY_COUNT];
+    for (int a = 0; a < ARRAY_COUNT; a++) step[a] = w->stride[a][w->n_axes - 1];
+    memset(sums, 0, sizeof *sums);
+    sums->bad_row = -1;
+
+    run u = {.step = step};
+    while (row < end) {
+        int64_t count = find_row(w, row, u.at);
+        if (count > end - row) count = end - row;
+        rows *r = &u.waiting;
+        r->count = 0;
+        r->logits = u.at[LOGITS];
+        r->dense = u.at[TARGET];
+        r->out = (char *)u.at[OUT];
+        r->values = q->row_values ? (char *)q->row_values + row * value_size : NULL;
+        r->logits_step = step[LOGITS];
+        r->dense_step = step[TARGET];
+        r->out_step = step[OUT];
+        int64_t bad = visit_run(c, &u, count, sums, scratch);
+        if (bad >= 0) {
+            sums->bad_row = row + bad;
+            return;
+        }
+        row += count;
+    }
+}
+
+static void total(const partial *p, int64_t count, fastce_totals *totals) {
+    partial sums = {.bad_row = -1};
+    for (int64_t i = 0; i < count && sums.bad_row < 0; i++) {
+        sums.bad_row = p[i].bad_row;
+        add_exactly(&sums.loss, &sums.loss_lost, p[i].loss);
+        add_exactly(&sums.weight, &sums.weight_lost, p[i].weight);
+        sums.loss_lost += p[i].loss_lost;
+        sums.weight_lost += p[i].weight_lost;
+    }
+    totals->bad_row = sums.bad_row;
+    /* Where the sum is not finite, what rounding lost of it is NaN. */
+    totals->loss = isfinite(sums.loss) ? sums.loss + sums.loss_lost : sums.loss;
+    totals->weight = isfinite(sums.weight) ? sums.weight + sums.weight_lost : sums.weight;
+}
+
+static bool array_is_valid(const fastce_array *a, bool floating, bool required) {
+    if (!a->data) return !required;
+    return (unsigned)a->dtype < FASTCE_DTYPE_COUNT && (!floating || dtype_is_floating(a->dtype));
+}
+
+static bool problem_is_valid(const fastce_problem *q) {
+    bool writes = q->output != FASTCE_LOSS && q->output != FASTCE_LSE;
+    bool has_target = q->target_kind != FASTCE_NO_TARGET;
+    bool wants_target = q->output == FASTCE_LOSS || q->output == FASTCE_GRAD;
+    if ((unsigned)q->output >= FASTCE_OUTPUT_COUNT || (unsigned)q->target_kind >= FASTCE_TARGET_COUNT) return false;
+    if (has_target != wants_target || q->n_axes < 0 || q->n_axes > MAX_AXES || q->n_classes < 0) return false;
+    if (!array_is_valid(&q->logits, true, true) || !array_is_valid(&q->target, false, has_target) ||
+        !array_is_valid(&q->sample_weight, false, false) || !array_is_valid(&q->out, true, writes) ||
+        !array_is_valid(&q->grad_output, false, false))
+        return false;
+    bool label_dtype = q->target.dtype >= FASTCE_I8 && q->target.dtype <= FASTCE_U64;
+    return q->target_kind != FASTCE_LABELS || label_dtype;
+}
+
+/* Whether vectors hold neighbouring rows rather than neighbouring classes; results depend on it, so it must not depend
+ * on the number of rows. */
+static bool takes_lanes(const fastce_problem *q) {
+    return q->n_classes <= FEW_CLASSES || q->logits.class_stride != dtype_size(q->logits.dtype);
+}
+
+const char *fastce_kernel_name(const fastce_problem *q) {
+    if (!problem_is_valid(q)) return "none";
+    return takes_lanes(q) ? "vectors of rows" : "rows of vectors";
+}
+
+static bool aligned_to_element(const fastce_array *a) {
+    return (uintptr_t)a->data % (unsigned)dtype_size(a->dtype) == 0;
+}
+
+static void plan_task(const fastce_problem *q, const walk *w, task *t) {
+    const ptrdiff_t *step[ARRAY_COUNT];
+    for (int a = 0; a < ARRAY_COUNT; a++) step[a] = &w->stride[a][w->n_axes - 1];
+    bool same_dtype = q->out.data && q->out.dtype == q->logits.dtype && !q->out.byte_swapped;
+    int size = dtype_size(q->logits.dtype);
+    t->problem = q;
+    t->lanes = takes_lanes(q);
+    t->needs_max = !(q->target_kind == FASTCE_LABELS && !q->class_vector && q->z_loss == 0);
+    ptrdiff_t logits_stride = t->lanes ? *step[LOGITS] : q->logits.class_stride;
+    ptrdiff_t out_stride = t->lanes ? *step[OUT] : q->out.class_stride;
+    t->logits_direct = !q->logits.byte_swapped && logits_stride == size;
+    t->out_direct = same_dtype && out_stride == size;
+    t->stream = t->out_direct && aligned_to_element(&q->out) &&
+                (double)w->n_rows * (double)q->n_classes * size > CACHE_BYTES;
+    t->q_scale = t->q_vector = NULL;
+    t->q_vector_sum = 0;
+    if (q->class_vector)
+        for (int64_t k = 0; k < q->n_classes; k++) t->q_vector_sum += q->class_vector[k];
+}
+
+/* Class arrays in the type of the arithmetic, in the given room for two of them. */
+static void convert_class_arrays(const fastce_problem *q, task *t, char *room) {
+    int64_t n = q->n_classes;
+    bool narrow = q->logits.dtype != FASTCE_F64;
+    const double *source[2] = {q->target_kind == FASTCE_DENSE ? q->class_weight : NULL, q->class_vector};
+    const void **converted[2] = {&t->q_scale, &t->q_vector};
+    double factor[2] = {q->target_scale, 1};
+    for (int i = 0; i < 2; i++) {
+        if (!source[i]) continue;
+        *converted[i] = room;
+        for (int64_t k = 0; k < n; k++, room += narrow ? 4 : 8) {
+            double x = source[i][k] * factor[i];
+            float y = (float)x;
+            memcpy(room, narrow ? (void *)&y : (void *)&x, narrow ? 4 : 8);
+        }
+    }
+}
+
+static size_t round_up(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
+
+static fastce_status carry_out(const fastce_problem *q, const isa *isa, int num_threads, fastce_totals *totals) {
+    call c = {0};
+    *totals = (fastce_totals){.bad_row = -1};
+    if (!problem_is_valid(q) || !plan_walk(q, &c.walk)) return FASTCE_BAD_ARGUMENT;
+    if (c.walk.n_rows == 0) return FASTCE_OK;
+    if (q->n_classes == 0) return FASTCE_BAD_ARGUMENT;
+    plan_task(q, &c.walk, &c.task);
+    if (isa) {
+        c.kernels = q->logits.dtype == FASTCE_F64 ? isa->f64 : isa->f32;
+        c.scratch_bytes = round_up(c.kernels->scratch_bytes(&c.task));
+    }
+
+    int64_t n_rows = c.walk.n_rows, classes = q->n_classes;
+    c.chunk_rows = CHUNK_LOGITS / classes / VISIT_ROWS * VISIT_ROWS;
+    if (c.chunk_rows == 0) c.chunk_rows = CHUNK_LOGITS / classes > 0 ? CHUNK_LOGITS / classes : 1;
+    if (c.chunk_rows < n_rows / MAX_CHUNKS) c.chunk_rows = n_rows / MAX_CHUNKS + 1;
+    int64_t n_chunks = (n_rows + c.chunk_rows - 1) / c.chunk_rows;
+    int workers = usable_threads(n_chunks, num_threads);
+
+    size_t partial_bytes = round_up((size_t)n_chunks * sizeof(partial));
+    size_t class_bytes = q->class_vector || q->class_weight ? round_up((size_t)classes * 16) : 0;
+    size_t bytes = ALIGNMENT + partial_bytes + class_bytes + (size_t)workers * c.scratch_bytes;
+    char on_stack[STACK_BYTES];
+    char *heap = bytes > sizeof on_stack ? malloc(bytes) : NULL;
+    if (bytes > sizeof on_stack && !heap) return FASTCE_NO_MEMORY;
+    char *room = heap ? heap : on_stack;
+    room += (ALIGNMENT - (uintptr_t)room % ALIGNMENT) % ALIGNMENT;
+    c.partials = (partial *)room;
+    convert_class_arrays(q, &c.task, room + partial_bytes);
+    c.scratch = room + partial_bytes + class_bytes;
+
+    for_each(n_chunks, workers, visit_chunk, &c);
+    total(c.partials, n_chunks, totals);
+    free(heap);
+    return totals->bad_row < 0 ? FASTCE_OK : FASTCE_BAD_ROW;
+}
+
+fastce_status fastce_scan(const fastce_problem *q, int num_threads, fastce_totals *totals) {
+    return carry_out(q, NULL, num_threads, totals);
+}
+
+fastce_status fastce_run(const fastce_problem *q, const char *isa_name, int num_threads, fastce_totals *totals) {
+    const isa *found = find_isa(isa_name);
+    if (!found) return FASTCE_BAD_ISA;
+    return carry_out(q, found, num_threads, totals);
+}

@@ -1,0 +1,80 @@
+/* What the driver (api.c), the target loader (target.c) and the kernels share: a call planned, and a few rows of it.
+ * Nothing here depends on an ISA. */
+#ifndef FASTCE_CORE_H
+#define FASTCE_CORE_H
+
+#include "fastce.h"
+
+#include <stdbool.h>
+
+/* A visit handles up to this many rows at once: enough to fill vectors of rows, few enough to stay in L1. */
+enum { VISIT_ROWS = 64 };
+
+/* Long rows are read in blocks of classes of this many: a block and its exponentials stay in L1. */
+enum { BLOCK_CLASSES = 2048 };
+
+/* Rows of up to this many classes go through vectors of rows. */
+enum { FEW_CLASSES = 32 };
+
+/* The exponentials of a row are kept for its gradient up to this many classes, and computed again above. */
+enum { KEPT_CLASSES = 1 << 18 };
+
+/* The arrays of a problem, in the order in which the driver steps through them. */
+enum { LOGITS, TARGET, SAMPLE_WEIGHT, OUT, GRAD_OUTPUT, ARRAY_COUNT };
+
+/* A call, planned: constant while it runs. */
+typedef struct task {
+    const fastce_problem *problem;
+    bool needs_max;     /* everything but plain labels without z-loss */
+    bool lanes;         /* vectors of rows, not rows of vectors */
+    bool logits_direct; /* the kernel loads logits where they are */
+    bool out_direct;
+    bool stream;          /* the output will not stay in cache */
+    const void *q_scale;  /* of real: dense targets' target_scale * class_weight; NULL where target_scale alone */
+    const void *q_vector; /* of real: class_vector, NULL where 0 */
+    double q_vector_sum;
+} task;
+
+/* Rows of one run of positions, whose arrays have constant steps: row i of the visit is row index[i] of the run. weight is
+ * 0 where a row is ignored; label is -1 there and where there is none. */
+typedef struct rows {
+    int64_t count;
+    bool consecutive; /* index[i] = index[0] + i */
+    const char *logits, *dense;
+    char *out;
+    char *values; /* of real, or NULL */
+    ptrdiff_t logits_step, dense_step, out_step;
+    int64_t index[VISIT_ROWS];
+    int64_t label[VISIT_ROWS];
+    double weight[VISIT_ROWS];     /* s */
+    double label_mass[VISIT_ROWS]; /* mass of q on the label beyond the class vector's */
+    double grad_scale[VISIT_ROWS];
+} rows;
+
+/* Sums that a chunk of rows leaves: value and what rounding lost of it. */
+typedef struct partial {
+    int64_t bad_row;
+    double loss, loss_lost;
+    double weight, weight_lost;
+} partial;
+
+static inline void add_exactly(double *sum, double *lost, double x) {
+    double s = *sum + x, t = s - *sum;
+    *lost += (*sum - (s - t)) + (x - t);
+    *sum = s;
+}
+
+/* Kernels of one ISA and one arithmetic: visit rows, fill values and out, add the losses. Returns -1, or i where the dense
+ * target of row i of the visit is the first that is not acceptable. scratch has scratch_bytes(task). */
+typedef struct kernels {
+    int64_t (*visit)(const task *t, rows *r, partial *sums, char *scratch);
+    size_t (*scratch_bytes)(const task *t);
+} kernels;
+
+/* target.c: fills label, label_mass, weight and grad_scale of count rows and adds their weights; returns the index of
+ * the first row whose label or sample weight is not acceptable, or -1. */
+int64_t load_targets(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count, rows *r,
+                     bool *any_ignored, partial *sums);
+int64_t first_bad_dense_row(const task *t, const char *dense, ptrdiff_t step, int64_t count);
+
+#endif

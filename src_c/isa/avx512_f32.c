@@ -1,0 +1,86 @@
+/* Sixteen floats: AVX-512 F, BW, DQ and VL. */
+#if defined(__x86_64__)
+#include "../core.h"
+#include "../kernels/real_f32.h"
+
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#endif
+
+enum { LANES = 16 };
+typedef __m512 vec;
+typedef __m512i ivec;
+typedef __mmask16 mask;
+
+static inline vec v_set1(real x) { return _mm512_set1_ps(x); }
+static inline vec v_iota(void) { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+static inline vec v_add(vec a, vec b) { return _mm512_add_ps(a, b); }
+static inline vec v_sub(vec a, vec b) { return _mm512_sub_ps(a, b); }
+static inline vec v_mul(vec a, vec b) { return _mm512_mul_ps(a, b); }
+static inline vec v_div(vec a, vec b) { return _mm512_div_ps(a, b); }
+static inline vec v_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vec v_max(vec a, vec b) { return _mm512_max_ps(a, b); }
+static inline vec v_min(vec a, vec b) { return _mm512_min_ps(a, b); }
+static inline mask v_eq(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+static inline mask v_gt(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+static inline bool v_any(mask m) { return m != 0; }
+static inline vec v_select(mask m, vec a, vec b) { return _mm512_mask_blend_ps(m, b, a); }
+
+static inline ivec v_bits(vec a) { return _mm512_castps_si512(a); }
+static inline vec v_from_bits(ivec a) { return _mm512_castsi512_ps(a); }
+static inline ivec i_set1(real_bits x) { return _mm512_set1_epi32((int)x); }
+static inline ivec i_or(ivec a, ivec b) { return _mm512_or_si512(a, b); }
+static inline ivec i_sub(ivec a, ivec b) { return _mm512_sub_epi32(a, b); }
+static inline ivec i_to_exponent(ivec a) { return _mm512_slli_epi32(a, MANTISSA_BITS); }
+static inline ivec i_from_exponent(ivec a) { return _mm512_srli_epi32(a, MANTISSA_BITS); }
+
+static inline vec v_load(const real *p) { return _mm512_loadu_ps(p); }
+static inline void v_store(real *p, vec a) { _mm512_storeu_ps(p, a); }
+static inline void v_stream(real *p, vec a) { _mm512_stream_ps(p, a); }
+static inline vec v_load_first(const real *p, int64_t n, vec rest) {
+    return _mm512_mask_loadu_ps(rest, (__mmask16)((1u << n) - 1), p);
+}
+static inline void v_store_first(real *p, vec a, int64_t n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a);
+}
+
+static inline vec v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static inline vec v_load_bf16(const uint16_t *p) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+typedef __m256i half_vec;
+static inline half_vec v_to_f16(vec a) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline half_vec v_to_bf16(vec a) {
+    __m512i u = _mm512_castps_si512(a), high = _mm512_srli_epi32(u, 16);
+    __m512i even = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff))), 16);
+    __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40)));
+}
+static inline void v_store_half(uint16_t *p, half_vec h) { _mm256_storeu_si256((__m256i *)p, h); }
+static inline void v_stream_half(uint16_t *p, half_vec h) { _mm256_stream_si256((__m256i *)p, h); }
+
+static inline void v_accumulate(double *sums, vec a) {
+    __m256 low = _mm512_castps512_ps256(a), high = _mm512_extractf32x8_ps(a, 1);
+    _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), _mm512_cvtps_pd(low)));
+    _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), _mm512_cvtps_pd(high)));
+}
+static inline void v_fence(void) { _mm_sfence(); }
+
+#include "../kernels/kernels.h"
+
+const kernels fastce_avx512_f32 = KERNELS;
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,23 @@
+/* All kernels of one ISA and one arithmetic. An ISA file defines the lane type and the v_* operations, includes this and
+ * names the table. In v_max and v_min a NaN on either side gives the second operand, on every ISA. */
+#include <math.h>
+
+#include "memory.h"
+
+#include "functions.h"
+
+#include "finish.h"
+
+#include "rows.h"
+
+#include "lanes.h"
+
+static int64_t visit_any(const task *t, rows *r, partial *sums, char *scratch) {
+    int64_t bad = t->lanes ? visit_lanes(t, r, sums, scratch) : visit_rows(t, r, sums, scratch);
+    if (t->stream) v_fence();
+    return bad;
+}
+
+static size_t scratch_bytes(const task *t) { return t->lanes ? lanes_scratch_bytes(t) : rows_scratch_bytes(t); }
+
+#define KERNELS {visit_any, scratch_bytes}

@@ -1,0 +1,90 @@
+/* Vectors from and to memory as it is stored: the type of the arithmetic, or half of its width. `storage` is a constant
+ * wherever these are inlined. */
+#include "../convert.h"
+
+#define INLINE inline __attribute__((always_inline))
+
+enum { GROUP = 4 * LANES }; /* four vectors at a time hide the latency of an exponential */
+
+static INLINE ptrdiff_t storage_size(fastce_dtype storage) {
+    return storage == FASTCE_F16 || storage == FASTCE_BF16 ? 2 : (ptrdiff_t)sizeof(real);
+}
+
+static INLINE fastce_dtype real_dtype(void) { return sizeof(real) == 4 ? FASTCE_F32 : FASTCE_F64; }
+
+static INLINE vec load(const char *p, fastce_dtype storage) {
+#ifdef REAL_HAS_HALVES
+    if (storage == FASTCE_F16) return v_load_f16((const uint16_t *)p);
+    if (storage == FASTCE_BF16) return v_load_bf16((const uint16_t *)p);
+#endif
+    (void)storage;
+    return v_load((const real *)p);
+}
+
+static INLINE vec load_first(const char *p, int64_t n, real rest, fastce_dtype storage) {
+#ifdef REAL_HAS_HALVES
+    if (storage == FASTCE_F16 || storage == FASTCE_BF16) {
+        uint16_t lanes[LANES];
+        uint16_t bits = storage == FASTCE_F16 ? f16_from_float(rest) : bf16_from_float(rest);
+        for (int i = 0; i < LANES; i++) lanes[i] = bits;
+        memcpy(lanes, p, (size_t)n * 2);
+        return load((const char *)lanes, storage);
+    }
+#endif
+    (void)storage;
+    return v_load_first((const real *)p, n, v_set1(rest));
+}
+
+static INLINE void store(char *p, vec a, fastce_dtype storage, bool stream) {
+#ifdef REAL_HAS_HALVES
+    if (storage == FASTCE_F16 || storage == FASTCE_BF16) {
+        half_vec h = storage == FASTCE_F16 ? v_to_f16(a) : v_to_bf16(a);
+        if (stream)
+            v_stream_half((uint16_t *)p, h);
+        else
+            v_store_half((uint16_t *)p, h);
+        return;
+    }
+#endif
+    (void)storage;
+    if (stream)
+        v_stream((real *)p, a);
+    else
+        v_store((real *)p, a);
+}
+
+static INLINE void store_first(char *p, vec a, int64_t n, fastce_dtype storage) {
+#ifdef REAL_HAS_HALVES
+    if (storage == FASTCE_F16 || storage == FASTCE_BF16) {
+        uint16_t lanes[LANES];
+        v_store_half(lanes, storage == FASTCE_F16 ? v_to_f16(a) : v_to_bf16(a));
+        memcpy(p, lanes, (size_t)n * 2);
+        return;
+    }
+#endif
+    (void)storage;
+    v_store_first((real *)p, a, n);
+}
+
+static INLINE real first_lane(vec a) {
+    real lanes[LANES];
+    v_store(lanes, a);
+    return lanes[0];
+}
+
+/* Copies elements of any dtype, byte order and stride into reals. */
+static void gather(real *to, const char *p, ptrdiff_t stride, int64_t n, fastce_dtype dtype, bool swapped) {
+    if (dtype == real_dtype() && !swapped) {
+        for (int64_t i = 0; i < n; i++) memcpy(&to[i], p + i * stride, sizeof *to);
+    } else {
+        for (int64_t i = 0; i < n; i++) to[i] = (real)load_number(p + i * stride, dtype, swapped);
+    }
+}
+
+static void scatter(char *p, ptrdiff_t stride, const real *from, int64_t n, fastce_dtype dtype, bool swapped) {
+    if (dtype == real_dtype() && !swapped) {
+        for (int64_t i = 0; i < n; i++) memcpy(p + i * stride, &from[i], sizeof *from);
+    } else {
+        for (int64_t i = 0; i < n; i++) store_floating(p + i * stride, (double)from[i], dtype, swapped);
+    }
+}

@@ -1,0 +1,28 @@
+/* The arithmetic of float64: its type and its constants, as real_f32.h describes them. */
+#include <stdint.h>
+
+typedef double real;
+typedef uint64_t real_bits;
+
+enum { MANTISSA_BITS = 52, EXPONENT_BIAS = 1023 };
+
+#define EXP_LOWEST -709.2
+#define EXP_HIGHEST 709.3
+#define LOG2_E 0x1.71547652b82fep+0
+#define LN2_HIGH 0x1.62e42feep-1
+#define LN2_LOW 0x1.a39ef35793c76p-33
+#define ROUNDING (0x1.8p52 + EXPONENT_BIAS)
+/* within 0.16 * 2^-53 */
+static const real exp_coefficients[] = {
+    0x1.0000000000001p-1,  0x1.5555555555556p-3,  0x1.5555555553d05p-5,  0x1.1111111110996p-7,  0x1.6c16c178b0646p-10,
+    0x1.a01a01a7da98dp-13, 0x1.a019b87f7a6e9p-16, 0x1.71de0d573888bp-19, 0x1.28922d8c8d4fbp-22, 0x1.af39789bfd689p-26,
+};
+
+#define SQRT_2 0x1.6a09e667f3bcdp+0
+/* within 0.05 * 2^-53 */
+static const real log_coefficients[] = {
+    0x1.5555555555558p-1, 0x1.9999999994e76p-2, 0x1.2492492e6dfddp-2, 0x1.c71c6247410e3p-3,
+    0x1.7462e17b4cdd0p-3, 0x1.39f8963ccbdc2p-3, 0x1.2b9f7fb3de73fp-3,
+};
+
+#define LARGEST_SHIFTED_SUM 1e290

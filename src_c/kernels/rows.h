@@ -1,0 +1,423 @@
+/* Rows of vectors: neighbouring classes fill a vector, one row at a time, block by block, so that memory is read once.
+ * For long rows whose classes are neighbours in memory. */
+
+enum { PREFETCH_BYTES = 1024 };
+
+/* A block of a row as vectors load it: where it lies, or copied. */
+typedef struct block {
+    const char *p;
+    int64_t n;
+} block;
+
+static INLINE block get_block(const fastce_array *a, const char *row, int64_t first, int64_t n_classes, bool direct,
+                              real *copy) {
+    int64_t n = n_classes - first < BLOCK_CLASSES ? n_classes - first : BLOCK_CLASSES;
+    const char *p = row + first * a->class_stride;
+    if (direct) return (block){p, n};
+    gather(copy, p, a->class_stride, n, a->dtype, a->byte_swapped);
+    return (block){(const char *)copy, n};
+}
+
+static INLINE double sum_lanes(double *sums) {
+    for (int width = LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) sums[i] += sums[i + width];
+    return sums[0];
+}
+
+/* A NaN may or may not come out: the sum of the exponentials finds it. */
+static INLINE real block_max(block b, fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    vec m[4];
+    for (int j = 0; j < 4; j++) m[j] = v_set1(-INFINITY);
+    int64_t i = 0;
+    for (; i + GROUP <= b.n; i += GROUP)
+        for (int j = 0; j < 4; j++) m[j] = v_max(m[j], load(b.p + (i + j * LANES) * size, storage));
+    for (; i + LANES <= b.n; i += LANES) m[0] = v_max(m[0], load(b.p + i * size, storage));
+    if (i < b.n) m[1] = v_max(m[1], load_first(b.p + i * size, b.n - i, -INFINITY, storage));
+    real lanes[LANES];
+    v_store(lanes, v_max(v_max(m[0], m[1]), v_max(m[2], m[3])));
+    real max = lanes[0];
+    for (int j = 1; j < LANES; j++) max = lanes[j] > max || max != max ? lanes[j] : max;
+    return max;
+}
+
+/* The first position of a value, or -1. */
+static INLINE int64_t block_find(block b, real value, fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    for (int64_t i = 0; i < b.n; i += LANES) {
+        int64_t n = b.n - i < LANES ? b.n - i : LANES;
+        vec x = n == LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, n, 0, storage);
+        if (!v_any(v_eq(x, v_set1(value)))) continue;
+        real lanes[LANES];
+        v_store(lanes, x);
+        for (int64_t j = 0; j < n; j++)
+            if (lanes[j] == value) return i + j;
+    }
+    return -1;
+}
+
+/* x with the lane at position replaced by -inf; none where position is outside of the vector. */
+static INLINE vec without(vec x, int64_t position) {
+    real lane = position >= 0 && position < LANES ? (real)position : -1;
+    return v_select(v_eq(v_iota(), v_set1(lane)), v_set1(-INFINITY), x);
+}
+
+static INLINE void exp_and_add(vec *x, int count, vec shift, vec *sum, real *kept) {
+    for (int j = 0; j < count; j++) x[j] = v_sub(x[j], shift);
+    exp_vectors(x, count);
+    if (kept)
+        for (int j = 0; j < count; j++) v_store(kept + j * LANES, x[j]);
+    for (int j = 0; j < count; j++) sum[j] = v_add(sum[j], x[j]);
+}
+
+static INLINE void flush(double *sums, vec *sum) {
+    v_accumulate(sums, v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
+    for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
+}
+
+/* Sum of exp(x_k - shift) over a block without the class at excluded (-1: none), whose exponential is kept as 0.
+ * kept has room for whole vectors; every few vectors the sum moves to float64, so that its error does not grow. */
+static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *kept, fastce_dtype storage) {
+    enum { GROUPS_A_FLUSH = 4 };
+    const ptrdiff_t size = storage_size(storage);
+    double sums[LANES] = {0};
+    vec sum[4], x[4], shifts = v_set1(shift);
+    for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
+
+    /* The group of the excluded class is patched aside and read from there. */
+    char patch[GROUP * sizeof(real)];
+    int64_t patched = -1;
+    if (excluded >= 0 && excluded / GROUP * GROUP + GROUP <= b.n) {
+        patched = excluded / GROUP * GROUP;
+        for (int j = 0; j < 4; j++) {
+            vec v = load(b.p + (patched + j * LANES) * size, storage);
+            store(patch + j * LANES * size, without(v, excluded - patched - j * LANES), storage, false);
+        }
+    }
+    int64_t i = 0;
+    for (int groups = 0; i + GROUP <= b.n; i += GROUP) {
+        const char *p = i == patched ? patch : b.p + i * size;
+        for (ptrdiff_t line = 0; line < GROUP * size; line += 64)
+            __builtin_prefetch(b.p + i * size + PREFETCH_BYTES + line);
+        for (int j = 0; j < 4; j++) x[j] = load(p + j * LANES * size, storage);
+        exp_and_add(x, 4, shifts, sum, kept ? kept + i : NULL);
+        if (++groups % GROUPS_A_FLUSH == 0) flush(sums, sum);
+    }
+    for (int j = 0; i < b.n; i += LANES, j++) {
+        int64_t n = b.n - i < LANES ? b.n - i : LANES;
+        x[0] = n == LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, n, -INFINITY, storage);
+        x[0] = without(x[0], excluded - i);
+        exp_and_add(x, 1, shifts, &sum[j], kept ? kept + i : NULL);
+    }
+    flush(sums, sum);
+    return sum_lanes(sums);
+}
+
+/* exp(x_k - shift) for a block, as block_exp_sum keeps them. */
+static INLINE void block_exp(block b, real shift, real *kept, fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    vec shifts = v_set1(shift), unused[4] = {v_set1(0), v_set1(0), v_set1(0), v_set1(0)}, x[4];
+    int64_t i = 0;
+    for (; i + GROUP <= b.n; i += GROUP) {
+        for (int j = 0; j < 4; j++) x[j] = load(b.p + (i + j * LANES) * size, storage);
+        exp_and_add(x, 4, shifts, unused, kept + i);
+    }
+    for (; i < b.n; i += LANES) {
+        int64_t n = b.n - i < LANES ? b.n - i : LANES;
+        x[0] = n == LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, n, -INFINITY, storage);
+        exp_and_add(x, 1, shifts, unused, kept + i);
+    }
+}
+
+/* Mass of q in a block, and the sum of q_k (shift - x_k) where q_k > 0. */
+static INLINE void block_distance(block b, const real *q, real shift, double *mass, double *distance,
+                                  fastce_dtype storage) {
+    enum { VECTORS_A_FLUSH = 4 };
+    const ptrdiff_t size = storage_size(storage);
+    double masses[LANES] = {0}, distances[LANES] = {0};
+    vec m = v_set1(0), d = v_set1(0), zero = v_set1(0);
+    int vectors = 0;
+    for (int64_t i = 0; i < b.n; i += LANES) {
+        int64_t n = b.n - i < LANES ? b.n - i : LANES;
+        vec qs = n == LANES ? v_load(q + i) : v_load_first(q + i, n, zero);
+        vec x = n == LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, n, 0, storage);
+        m = v_add(m, qs);
+        d = v_add(d, v_select(v_gt(qs, zero), v_mul(qs, v_sub(v_set1(shift), x)), zero));
+        if (++vectors % VECTORS_A_FLUSH == 0) {
+            v_accumulate(masses, m);
+            v_accumulate(distances, d);
+            m = d = zero;
+        }
+    }
+    v_accumulate(masses, m);
+    v_accumulate(distances, d);
+    *mass = sum_lanes(masses);
+    *distance = sum_lanes(distances);
+}
+
+/* Whether a block of dense targets is finite and not negative. */
+static INLINE bool block_is_valid(const real *q, int64_t n) {
+    vec lowest = v_set1(0), zero = v_set1(0), poison = v_set1(0);
+    for (int64_t i = 0; i < n; i += LANES) {
+        vec x = n - i < LANES ? v_load_first(q + i, n - i, zero) : v_load(q + i);
+        lowest = v_min(x, lowest);
+        poison = v_fma(x, zero, poison);
+    }
+    real low[LANES], poisoned[LANES];
+    v_store(low, lowest);
+    v_store(poisoned, poison);
+    for (int j = 0; j < LANES; j++)
+        if (low[j] < 0 || poisoned[j] != 0) return false;
+    return true;
+}
+
+/* q_k / s of a block of a dense row, in `copy` unless it can be read where it is; NULL where a target is not valid. */
+static const real *get_dense_block(const task *t, const char *row, int64_t first, int64_t n, real *copy) {
+    const fastce_array *a = &t->problem->target;
+    bool direct = a->dtype == real_dtype() && !a->byte_swapped && a->class_stride == (ptrdiff_t)sizeof(real) &&
+                  (uintptr_t)row % sizeof(real) == 0;
+    const real *q = direct ? (const real *)(row + first * a->class_stride) : copy;
+    if (!direct) gather(copy, row + first * a->class_stride, a->class_stride, n, a->dtype, a->byte_swapped);
+    if (!block_is_valid(q, n)) return NULL;
+    const real *scales = t->q_scale, *vector = t->q_vector, uniform = (real)t->problem->target_scale;
+    if (!scales && !vector && uniform == 1) return q;
+    for (int64_t k = 0; k < n; k++) {
+        real scale = scales ? scales[first + k] : uniform;
+        copy[k] = scale * q[k] + (vector ? vector[first + k] : 0);
+    }
+    return copy;
+}
+
+/* Scratch of the kernel: exponentials of a row, the shift of each of its blocks, and a block of x, q and output. */
+typedef struct row_scratch {
+    real *kept, *shifts, *x, *q, *out;
+} row_scratch;
+
+static size_t kept_classes(int64_t n_classes) {
+    return n_classes <= KEPT_CLASSES ? (size_t)(n_classes + GROUP) / GROUP * GROUP : 0;
+}
+
+static size_t rows_scratch_bytes(const task *t) {
+    int64_t classes = t->problem->n_classes;
+    size_t kept = t->problem->out.data ? kept_classes(classes) : 0;
+    return (kept + (size_t)(kept / BLOCK_CLASSES + 1) + 3 * (BLOCK_CLASSES + GROUP)) * sizeof(real) + 64;
+}
+
+static row_scratch lay_out_rows(const task *t, char *scratch) {
+    int64_t classes = t->problem->n_classes;
+    size_t kept = t->problem->out.data ? kept_classes(classes) : 0;
+    row_scratch w = {.kept = (real *)scratch};
+    w.x = w.kept + kept;
+    w.q = w.x + BLOCK_CLASSES + GROUP;
+    w.out = w.q + BLOCK_CLASSES + GROUP;
+    w.shifts = w.out + BLOCK_CLASSES + GROUP;
+    return w;
+}
+
+/* Sum of exp(x_k - x_label) over the other classes: no maximum needed, and the loss is its log1p, however small. Not
+ * finite, or above LARGEST_SHIFTED_SUM, where the row needs its maximum after all. */
+static INLINE double shifted_sum(const task *t, const char *row, int64_t label, real shift, row_scratch *w, bool keep,
+                                 bool direct, fastce_dtype storage) {
+    const fastce_problem *q = t->problem;
+    double sum = 0;
+    if (shift - shift != 0) return INFINITY;
+    for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
+        block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
+        int64_t excluded = label >= first && label < first + b.n ? label - first : -1;
+        sum += block_exp_sum(b, shift, excluded, keep ? w->kept + first : NULL, storage);
+        if (keep) w->shifts[first / BLOCK_CLASSES] = shift;
+    }
+    if (keep) w->kept[label] = 1;
+    return sum;
+}
+
+typedef struct max_result {
+    real max;
+    double rest, mass, distance;
+    bool bad; /* dense target */
+} max_result;
+
+/* Maximum, and sum of the others' exponentials: blocks merge as the maximum grows. With q also its mass and distance. */
+static INLINE max_result max_and_rest(const task *t, const char *row, const char *dense, row_scratch *w, bool keep,
+                                      bool direct, fastce_dtype storage) {
+    const fastce_problem *q = t->problem;
+    max_result s = {.max = -INFINITY, .rest = -1};
+    for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
+        block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
+        real block_maximum = block_max(b, storage);
+        int64_t excluded = -1;
+        if (block_maximum > s.max) {
+            real rise = block_maximum - s.max;
+            s.rest = (1 + s.rest) * (double)exp_one(-rise);
+            if (s.mass > 0) s.distance += (double)rise * s.mass;
+            s.max = block_maximum;
+            excluded = block_find(b, block_maximum, storage);
+        }
+        real shift = s.max == -INFINITY ? 0 : s.max;
+        real *kept = keep ? w->kept + first : NULL;
+        s.rest += block_exp_sum(b, shift, excluded, kept, storage);
+        if (keep) {
+            if (excluded >= 0) kept[excluded] = 1;
+            w->shifts[first / BLOCK_CLASSES] = shift;
+        }
+        const real *qs = t->q_vector ? (const real *)t->q_vector + first : NULL;
+        if (q->target_kind == FASTCE_DENSE) {
+            qs = get_dense_block(t, dense, first, b.n, w->q);
+            s.bad = s.bad || !qs;
+        }
+        if (qs) {
+            double mass, distance;
+            block_distance(b, qs, shift, &mass, &distance, storage);
+            s.mass += mass;
+            s.distance += distance;
+        }
+    }
+    return s;
+}
+
+/* out_k = factor e_k - q_factor q_k for a block, in whole lines past the cache where it streams. */
+static INLINE void write_block(char *out, const real *e, const real *q, real factor, real q_factor, int64_t n,
+                               fastce_dtype storage, bool stream) {
+    const ptrdiff_t size = storage_size(storage);
+    const vec f = v_set1(factor), c = v_set1(-q_factor);
+    int64_t i = 0;
+    if (stream) {
+        int64_t head = (int64_t)(-(uintptr_t)out % 64) / size;
+        while (i < head && i < n) {
+            int64_t count = head - i < LANES ? head - i : LANES;
+            if (count > n - i) count = n - i;
+            vec x = v_mul(f, v_load_first(e + i, count, f));
+            if (q) x = v_fma(c, v_load_first(q + i, count, f), x);
+            store_first(out + i * size, x, count, storage);
+            i += count;
+        }
+        for (; i + LANES <= n; i += LANES) {
+            vec x = v_mul(f, v_load(e + i));
+            if (q) x = v_fma(c, v_load(q + i), x);
+            store(out + i * size, x, storage, true);
+        }
+    }
+    for (; i + LANES <= n; i += LANES) {
+        vec x = v_mul(f, v_load(e + i));
+        if (q) x = v_fma(c, v_load(q + i), x);
+        store(out + i * size, x, storage, false);
+    }
+    if (i < n) {
+        vec x = v_mul(f, v_load_first(e + i, n - i, f));
+        if (q) x = v_fma(c, v_load_first(q + i, n - i, f), x);
+        store_first(out + i * size, x, n - i, storage);
+    }
+}
+
+/* out_k = (x_k - max) - log1p(rest) for a block. */
+static INLINE void write_log_block(real *out, block b, real max, real log_total, fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    const vec m = v_set1(max), l = v_set1(log_total);
+    for (int64_t i = 0; i < b.n; i += LANES) {
+        int64_t n = b.n - i < LANES ? b.n - i : LANES;
+        vec x = n == LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, n, 0, storage);
+        v_store(out + i, v_sub(v_sub(x, m), l));
+    }
+}
+
+static INLINE void write_row(const task *t, const rows *r, const results *s, int64_t i, row_scratch *w, bool keep,
+                             bool direct, fastce_dtype storage) {
+    const fastce_problem *q = t->problem;
+    const char *row = r->logits + r->index[i] * r->logits_step;
+    const char *dense = r->dense + r->index[i] * r->dense_step;
+    char *out = r->out + r->index[i] * r->out_step;
+    int64_t label = r->label[i];
+    real max = s->max[i], label_logit = 0;
+    gradient g = {0};
+    real log_total = 0;
+    bool log_softmax = q->output == FASTCE_LOG_SOFTMAX;
+    if (log_softmax) {
+        log_total = first_lane(v_log1p(v_set1(s->rest[i])));
+    } else {
+        if (label >= 0)
+            gather(&label_logit, row + label * q->logits.class_stride, 0, 1, q->logits.dtype, q->logits.byte_swapped);
+        g = gradient_of_row(t, r, s, i, label_logit, label >= 0 ? exp_one(label_logit - max) : 0);
+    }
+    /* Where the kept exponentials are in memory anyway, the label's gradient goes with them if the factor can carry it. */
+    bool stream = t->stream && (uintptr_t)out % (uintptr_t)storage_size(storage) == 0;
+    for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
+        int64_t n = q->n_classes - first < BLOCK_CLASSES ? q->n_classes - first : BLOCK_CLASSES;
+        const real *e = w->kept + first, *qs = t->q_vector ? (const real *)t->q_vector + first : NULL;
+        real factor = g.factor;
+        if (log_softmax || !keep) {
+            block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
+            if (log_softmax)
+                write_log_block(w->out, b, max, log_total, storage);
+            else
+                block_exp(b, max, w->x, storage);
+            e = log_softmax ? w->out : w->x;
+            if (log_softmax) factor = 1;
+        } else if (w->shifts[first / BLOCK_CLASSES] != max) {
+            factor *= exp_one(w->shifts[first / BLOCK_CLASSES] - max);
+        }
+        if (q->target_kind == FASTCE_DENSE) qs = get_dense_block(t, dense, first, n, w->q);
+        char *to = out + first * q->out.class_stride;
+        if (t->out_direct) {
+            write_block(to, e, qs, factor, g.q_factor, n, storage, stream);
+        } else {
+            write_block((char *)w->out, e, qs, factor, g.q_factor, n, real_dtype(), false);
+            scatter(to, q->out.class_stride, w->out, n, q->out.dtype, q->out.byte_swapped);
+        }
+    }
+    if (q->output == FASTCE_GRAD && label >= 0)
+        scatter(out + label * q->out.class_stride, 0, &g.at_label, 1, q->out.dtype, q->out.byte_swapped);
+}
+
+static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char *scratch, bool direct, bool keep,
+                                    fastce_dtype storage) {
+    const fastce_problem *q = t->problem;
+    row_scratch w = lay_out_rows(t, scratch);
+    results s;
+    for (int64_t i = 0; i < r->count; i++) {
+        const char *row = r->logits + r->index[i] * r->logits_step;
+        const char *dense = r->dense + r->index[i] * r->dense_step;
+        int64_t label = r->label[i];
+        real label_logit = 0;
+        if (label >= 0)
+            gather(&label_logit, row + label * q->logits.class_stride, 0, 1, q->logits.dtype, q->logits.byte_swapped);
+        s.mass[i] = (real)(r->label_mass[i] + r->weight[i] * t->q_vector_sum);
+        s.z[i] = (real)(r->weight[i] * q->z_loss);
+        s.distance[i] = 0;
+        double sum = INFINITY;
+        if (!t->needs_max) sum = shifted_sum(t, row, label, label_logit, &w, keep, direct, storage);
+        if (sum <= LARGEST_SHIFTED_SUM) {
+            set_result(&s, i, label_logit, sum);
+        } else {
+            max_result m = max_and_rest(t, row, dense, &w, keep, direct, storage);
+            if (m.bad) return i;
+            set_result(&s, i, m.max, m.rest);
+            double distance = r->weight[i] * m.distance;
+            if (label >= 0 && r->label_mass[i] > 0) distance += r->label_mass[i] * (double)(m.max - label_logit);
+            s.distance[i] = (real)distance;
+            if (q->target_kind == FASTCE_DENSE) s.mass[i] = (real)(r->weight[i] * m.mass);
+        }
+        if (q->out.data) write_row(t, r, &s, i, &w, keep, direct, storage);
+    }
+    finish(t, r, &s, sums);
+    write_values(r, &s);
+    return -1;
+}
+
+static INLINE int64_t visit_rows_in(const task *t, rows *r, partial *sums, char *scratch, bool direct,
+                                    fastce_dtype storage) {
+    bool keep = t->problem->out.data && t->problem->output != FASTCE_LOG_SOFTMAX &&
+                t->problem->n_classes <= KEPT_CLASSES;
+    if (keep) return visit_rows_as(t, r, sums, scratch, direct, true, storage);
+    return visit_rows_as(t, r, sums, scratch, direct, false, storage);
+}
+
+static int64_t visit_rows(const task *t, rows *r, partial *sums, char *scratch) {
+    fastce_dtype storage = t->problem->logits.dtype;
+    if (!t->logits_direct) return visit_rows_in(t, r, sums, scratch, false, real_dtype());
+#ifdef REAL_HAS_HALVES
+    if (storage == FASTCE_F16) return visit_rows_in(t, r, sums, scratch, true, FASTCE_F16);
+    if (storage == FASTCE_BF16) return visit_rows_in(t, r, sums, scratch, true, FASTCE_BF16);
+#endif
+    (void)storage;
+    return visit_rows_in(t, r, sums, scratch, true, real_dtype());
+}

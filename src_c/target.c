@@ -1,0 +1,127 @@
+/* Labels, sample weights and gradient scales of a few rows, whatever their dtype and stride; the checks of every row.
+ * A label is loaded once and used as checked: the array may change meanwhile. */
+#include "convert.h"
+#include "core.h"
+
+#include <float.h>
+
+static void load_labels(const fastce_array *a, const char *p, ptrdiff_t step, int64_t count, int64_t *label) {
+    if (a->dtype == FASTCE_I64 && !a->byte_swapped) {
+        for (int64_t i = 0; i < count; i++) memcpy(&label[i], p + i * step, 8);
+    } else if (a->dtype == FASTCE_I32 && !a->byte_swapped) {
+        for (int64_t i = 0; i < count; i++) label[i] = load_label(p + i * step, FASTCE_I32, false);
+    } else {
+        for (int64_t i = 0; i < count; i++) label[i] = load_label(p + i * step, a->dtype, a->byte_swapped);
+    }
+}
+
+/* An ignored label becomes -1, and a -1 that is none becomes another label that is never valid. Unsigned 64-bit values
+ * were cut to int64 and are compared bit by bit. */
+static void mark_ignored(const fastce_problem *q, const char *p, ptrdiff_t step, int64_t count, int64_t *label) {
+    bool wide = q->target.dtype == FASTCE_U64;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t value = wide ? (int64_t)load_bits(p + i * step, 8, q->target.byte_swapped) : label[i];
+        bool ignored = q->has_ignore_index && value == q->ignore_index;
+        label[i] = ignored ? -1 : label[i] == -1 ? INT64_MAX : label[i];
+    }
+}
+
+/* The first of count labels that is neither valid nor ignored, or -1; ignored ones are -1 afterwards. */
+static int64_t check_labels(const task *t, const char *p, ptrdiff_t step, int64_t count, int64_t *label,
+                            bool *any_ignored) {
+    const fastce_problem *q = t->problem;
+    uint64_t classes = (uint64_t)q->n_classes;
+    load_labels(&q->target, p, step, count, label);
+    bool unusual = q->has_ignore_index && (uint64_t)q->ignore_index < classes;
+    for (int64_t i = 0; i < count; i++) unusual |= (uint64_t)label[i] >= classes;
+    if (!unusual) return -1;
+    mark_ignored(q, p, step, count, label);
+    for (int64_t i = 0; i < count; i++) {
+        if (label[i] == -1)
+            *any_ignored = true;
+        else if ((uint64_t)label[i] >= classes)
+            return i;
+    }
+    return -1;
+}
+
+/* The first of count sample weights that is negative or not finite, or -1. */
+static int64_t check_weights(const fastce_array *a, const char *p, ptrdiff_t step, int64_t count, double *weight,
+                             bool *any_ignored) {
+    for (int64_t i = 0; i < count; i++) {
+        double s = load_number(p + i * step, a->dtype, a->byte_swapped);
+        if (!(s >= 0 && s <= DBL_MAX)) return i;
+        weight[i] = s;
+        *any_ignored |= s == 0;
+    }
+    return -1;
+}
+
+static void total_weights(const double *mass, int64_t count, bool counting, partial *sums) {
+    if (counting) {
+        double kept = 0;
+        for (int64_t i = 0; i < count; i++) kept += mass[i];
+        sums->weight += kept;
+    } else {
+        for (int64_t i = 0; i < count; i++) add_exactly(&sums->weight, &sums->weight_lost, mass[i]);
+    }
+}
+
+int64_t load_targets(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count, rows *r,
+                     bool *any_ignored, partial *sums) {
+    const fastce_problem *q = t->problem;
+    bool labels = q->target_kind == FASTCE_LABELS, weighted = q->sample_weight.data != NULL;
+    r->count = count;
+    *any_ignored = false;
+
+    int64_t bad = -1;
+    for (int64_t i = 0; i < count; i++) r->weight[i] = 1;
+    if (weighted) bad = check_weights(&q->sample_weight, at[SAMPLE_WEIGHT], step[SAMPLE_WEIGHT], count, r->weight,
+                            any_ignored);
+    if (labels) {
+        int64_t bad_label = check_labels(t, at[TARGET], step[TARGET], bad < 0 ? count : bad + 1, r->label,
+                                         any_ignored);
+        if (bad_label >= 0) bad = bad_label;
+    } else {
+        for (int64_t i = 0; i < count; i++) r->label[i] = -1;
+    }
+    if (bad >= 0) return bad;
+
+    if (labels && *any_ignored)
+        for (int64_t i = 0; i < count; i++) {
+            if (r->label[i] < 0) r->weight[i] = 0;
+            if (r->weight[i] == 0) r->label[i] = -1;
+        }
+
+    if (labels && q->class_weight)
+        for (int64_t i = 0; i < count; i++)
+            r->label_mass[i] = r->label[i] < 0 ? 0 : r->weight[i] * q->class_weight[r->label[i]];
+    else
+        for (int64_t i = 0; i < count; i++) r->label_mass[i] = r->weight[i];
+    if (q->target_kind != FASTCE_NO_TARGET) total_weights(r->label_mass, count, !weighted && !q->class_weight, sums);
+    if (q->target_scale != 1)
+        for (int64_t i = 0; i < count; i++) r->label_mass[i] *= q->target_scale;
+
+    if (q->output == FASTCE_GRAD) {
+        const fastce_array *a = &q->grad_output;
+        for (int64_t i = 0; i < count; i++) r->grad_scale[i] = q->grad_scale;
+        if (a->data)
+            for (int64_t i = 0; i < count; i++)
+                r->grad_scale[i] *= load_number(at[GRAD_OUTPUT] + i * step[GRAD_OUTPUT], a->dtype, a->byte_swapped);
+    }
+    return -1;
+}
+
+int64_t first_bad_dense_row(const task *t, const char *dense, ptrdiff_t step, int64_t count) {
+    const fastce_array *a = &t->problem->target;
+    int64_t classes = t->problem->n_classes;
+    if (a->dtype == FASTCE_BOOL || (a->dtype >= FASTCE_U8 && a->dtype <= FASTCE_U64)) return -1;
+    for (int64_t i = 0; i < count; i++) {
+        const char *row = dense + i * step;
+        for (int64_t k = 0; k < classes; k++) {
+            double x = load_number(row + k * a->class_stride, a->dtype, a->byte_swapped);
+            if (!(x >= 0 && x <= DBL_MAX)) return i;
+        }
+    }
+    return -1;
+}
