@@ -1,0 +1,208 @@
+"""The one list of what is measured, and the arrays it is measured on.
+
+A case says what is computed, on what, and which regime it stands for; who computes it is in systems.py. The table,
+the pytest-benchmark suites and whatever reports on them take their cases from here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+Output = Literal["forward", "grad", "grad fresh"]
+"""What is asked for: the mean loss; with its gradient, into an array that is there; or into a new one."""
+
+Option = Literal["label_smoothing", "weight", "sample_weight", "z_loss", "dense", "skipped"]
+"""What is asked beyond plain labels; "skipped" has nine rows in ten ignored."""
+
+LABEL_SMOOTHING = 0.1
+Z_LOSS = 1e-4
+IGNORE_INDEX = -100
+
+
+def available_threads() -> int:
+    """Count the CPUs this process may use: what a case without a thread count of its own gets."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement: its arrays are made by `inputs`, its right answer by reference.py."""
+
+    regime: str
+    shape: tuple[int, ...]
+    output: Output = "forward"
+    dtype: str = "float32"
+    axis: int = -1
+    options: tuple[Option, ...] = ()
+    threads: int = field(default_factory=available_threads)
+    short: bool = False
+    """Whether it belongs to the short form, which compares with every other system."""
+
+    @property
+    def name(self) -> str:
+        parts = ["x".join(map(str, self.shape)), self.dtype, self.output, *self.options]
+        if self.axis != -1:
+            parts.append(f"axis {self.axis}")
+        if self.threads != available_threads():
+            parts.append(f"{self.threads} thread" + "s" * (self.threads > 1))
+        return ", ".join(parts)
+
+    @property
+    def plain(self) -> bool:
+        """Labels and nothing else, the class axis last: what every system can do."""
+        return not self.options and self.axis == -1
+
+    @property
+    def gradient(self) -> bool:
+        return self.output != "forward"
+
+    @property
+    def huge(self) -> bool:
+        """Too large for systems that make several arrays of this size."""
+        return self.n_logits > 1 << 28
+
+    @property
+    def n_classes(self) -> int:
+        return self.shape[self.axis]
+
+    @property
+    def n_logits(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def n_rows(self) -> int:
+        return self.n_logits // self.n_classes
+
+    @property
+    def itemsize(self) -> int:
+        return _dtype(self.dtype).itemsize
+
+    @property
+    def bytes_read(self) -> int:
+        """Logits and targets, each once; of rows that are skipped, the label only."""
+        visited = self.n_logits // 10 if "skipped" in self.options else self.n_logits
+        return visited * self.itemsize + self._bytes_of_target
+
+    @property
+    def bytes_written(self) -> int:
+        return self.n_logits * self.itemsize if self.gradient else 0
+
+    @property
+    def bytes_moved(self) -> int:
+        """What no implementation can avoid to move."""
+        return self.bytes_read + self.bytes_written
+
+    @property
+    def bytes_held(self) -> int:
+        """The arrays of the case, whole: what the measured limit moves."""
+        return self.n_logits * self.itemsize + self._bytes_of_target + self.bytes_written
+
+    @property
+    def _bytes_of_target(self) -> int:
+        return self.n_logits * self.itemsize if "dense" in self.options else 8 * self.n_rows
+
+
+class Inputs(NamedTuple):
+    """The arrays of a case: the class axis where the case has it, everything contiguous."""
+
+    logits: Array
+    target: Array
+    """int64 labels, or a dense target of the dtype of the logits."""
+    weight: Array | None
+    sample_weight: Array | None
+    out: Array | None
+    """Where the gradient goes; None for a forward, or a fresh gradient."""
+
+
+@functools.lru_cache(maxsize=1)
+def inputs(case: Case) -> Inputs:
+    """Make the arrays of a case; the last ones are kept, so that systems can follow each other on the same memory."""
+    rng = np.random.default_rng(2024)
+    logits = np.empty(case.shape, _dtype(case.dtype))
+    _fill_normal(logits, rng, spread=2.0)
+    positions = list(case.shape)
+    del positions[case.axis]
+    if "dense" in case.options:
+        target: Array = np.empty(case.shape, logits.dtype)
+        _fill_normal(target, rng, spread=1.0)
+        np.abs(target, out=target)
+        target /= np.asarray(case.n_classes, target.dtype)
+    else:
+        target = rng.integers(case.n_classes, size=positions)
+        if "skipped" in case.options:
+            target[rng.random(positions) < 0.9] = IGNORE_INDEX
+    return Inputs(
+        logits,
+        target,
+        rng.random(case.n_classes) + 0.5 if "weight" in case.options else None,
+        rng.random(positions) + 0.5 if "sample_weight" in case.options else None,
+        np.zeros_like(logits) if case.output == "grad" else None,
+    )
+
+
+def _fill_normal(array: Array, rng: np.random.Generator, spread: float) -> None:
+    """Fill with normal numbers; a block of some millions is repeated, the generator being slower than what we time."""
+    flat = array.reshape(-1)
+    block = rng.standard_normal(min(flat.size, 1 << 22), dtype=np.float32)
+    block *= spread
+    block = block.astype(array.dtype)
+    for begin in range(0, flat.size, block.size):
+        part = flat[begin : begin + block.size]
+        part[:] = block[: part.size]
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        name = ml_dtypes.bfloat16
+    dtype: np.dtype[Any] = np.dtype(name)
+    return dtype
+
+
+SHAPES = {
+    (32, 10): "small call",
+    (1024, 10): "small call",
+    (1_000_000, 2): "two classes",
+    (1_000_000, 10): "few classes",
+    (131_072, 100): "short rows",
+    (16_384, 1_000): "rows",
+    (2_048, 32_000): "long rows",
+    (512, 128_256): "longest rows",
+}
+"""Shapes against every other system, and what each stands for."""
+
+OUTPUTS: tuple[Output, ...] = ("forward", "grad")
+OPTIONS: tuple[Option, ...] = ("label_smoothing", "weight", "sample_weight", "z_loss", "dense", "skipped")
+IMAGES = (8, 21, 512, 512)
+
+CASES: tuple[Case, ...] = (
+    *(Case(regime, shape, output, short=True) for output in OUTPUTS for shape, regime in SHAPES.items()),
+    *(
+        Case(dtype, shape, output, dtype)
+        for dtype in ("float16", "bfloat16", "float64")
+        for output in OUTPUTS
+        for shape in ((16_384, 1_000), (2_048, 32_000))
+    ),
+    *(Case("options", (16_384, 1_000), output, options=(option,)) for option in OPTIONS for output in OUTPUTS),
+    Case("options", (16_384, 1_000), "grad", options=("label_smoothing", "weight", "sample_weight", "z_loss")),
+    *(Case("class axis strided", IMAGES, output, axis=1) for output in OUTPUTS),
+    *(Case("class axis last", (8, 512, 512, 21), output) for output in OUTPUTS),
+    *(Case("fresh gradient", shape, "grad fresh") for shape in ((131_072, 100), (2_048, 32_000))),
+    *(Case("one thread", shape, output, threads=1) for output in OUTPUTS for shape in SHAPES),
+    *(
+        Case("in cache", (256, 1_000), output, threads=t)
+        for output in OUTPUTS
+        for t in sorted({1, available_threads()})
+    ),
+    *(Case("batch", (rows, 1_000)) for rows in (1_000, 10_000, 100_000, 1_000_000)),
+)
