@@ -14,7 +14,7 @@ from pathlib import Path
 
 IN_BOTH = [
     "fastce/__init__.py",
-    "fastce/_core.pxd",
+    "fastce/c_api.pxd",
     "fastce/_core.pyi",
     "fastce/py.typed",
     "fastce/include/fastce.h",
