@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_score(commands)
     info = commands.add_parser("info", help="show versions, CPU, threads and backends")
-    info.set_defaults(run=_info)
+    info.set_defaults(run=_run_info)
     _add_demo(commands)
     return parser
 
@@ -114,7 +114,7 @@ def _add_score(commands: Any) -> None:
     add("--output", metavar="FILE", help="write the loss of each row to a .npy file")
     add("--json", action="store_true", help="print one JSON object")
     _add_engine(command)
-    command.set_defaults(run=_score)
+    command.set_defaults(run=_run_score)
 
 
 def _add_demo(commands: Any) -> None:
@@ -122,7 +122,7 @@ def _add_demo(commands: Any) -> None:
     command.add_argument("--rows", type=int, default=2048, help="rows of the large batch (default: %(default)s)")
     command.add_argument("--classes", type=int, default=32000, help="classes of it (default: %(default)s)")
     command.add_argument("--threads", type=int, metavar="N", help="at most so many threads")
-    command.set_defaults(run=_demo)
+    command.set_defaults(run=_run_demo)
 
 
 def _add_engine(command: argparse.ArgumentParser) -> None:
@@ -135,13 +135,13 @@ def _add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=int, metavar="N", help="at most so many threads (default: all cores)")
 
 
-def _score(options: argparse.Namespace) -> int:
+def _run_score(options: argparse.Namespace) -> int:
     from fastce._cli._score import score
 
     return score(options)
 
 
-def _info(options: argparse.Namespace) -> int:
+def _run_info(options: argparse.Namespace) -> int:
     try:
         fastce.show_config()
     except ValueError as error:  # an environment variable
@@ -149,7 +149,7 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
-def _demo(options: argparse.Namespace) -> int:
+def _run_demo(options: argparse.Namespace) -> int:
     from fastce._cli._demo import demo
 
     return demo(options)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 import fastce
-from fastce import _backends
+from fastce import _backends, _settings
 from fastce._cli._console import CommandError, one_line, table, threads
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def demo(options: argparse.Namespace) -> int:
     if min(options.rows, options.classes) < 1:
         raise CommandError("--rows and --classes: expected integers >= 1")
     try:
-        names = [name for name in _backends.NAMES if _backends.why_not(name) is None]
+        _settings.thread_limit(options.threads)
+        names = list(fastce.available_backends())
         agree = _digits(names, options.threads)
         return 0 if _speed(names, options.rows, options.classes, options.threads) and agree else 1
     except ValueError as error:  # a number of threads or an environment variable that is not accepted

@@ -154,7 +154,7 @@ def _open_npy(path: Path, tensor: str | None, bfloat16: bool) -> Source:
     if dtype.names is not None or dtype.subdtype is not None:
         raise CommandError(f"{path}: structured dtype {dtype}; expected one number for each element")
     bits = (dtype.kind in "iu" and dtype.itemsize == 2) or dtype == np.dtype("V2")
-    if dtype.kind not in "biufc" and not (bits and bfloat16):
+    if dtype.itemsize == 0 or (dtype.kind == "V" and not (bits and bfloat16)):
         hint = "; if they are logits in bfloat16, say --dtype bfloat16" if bits else ""
         raise CommandError(f"{path}: dtype {dtype} does not hold numbers{hint}")
     if bfloat16 and not bits:

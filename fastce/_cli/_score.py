@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from fastce._problem import Array, Problem
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 """Logits and dense target that are visited at a time: they fit a last-level cache, and make a call's cost vanish."""
 
 SURE = 0.69
@@ -248,8 +248,10 @@ def _ordered(x: Array) -> Array:
     if x.dtype.itemsize != 2 or _dtypes.name_of(x.dtype) is None:
         return x
     bits = x.astype(x.dtype.newbyteorder("="), copy=False).view(np.int16)
-    key: Array = bits ^ ((bits >> 15) & 0x7FFF)
-    key += key == -1  # -0 is as large as 0
+    sign = bits >> 15
+    key: Array = bits & 0x7FFF
+    key ^= sign
+    key -= sign  # sign and magnitude to two's complement: -0 is 0
     return key
 
 
