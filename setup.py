@@ -3,14 +3,17 @@
 Everything that is not compilation is in pyproject.toml. No file gets flags of its own: each ISA opens its target
 region in its source, so one set of flags does for all, and -march=native never appears.
 
-FASTCE_OPENMP=0 builds without OpenMP; so does a compiler that has none.
+FASTCE_OPENMP=0 builds without OpenMP; so does a compiler that has none. In a tree that was built before, --force
+makes `setup.py build_ext` look at such a change.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import tempfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,14 +33,15 @@ class BuildExt(build_ext):
     """build_ext with OpenMP where there is one, the C files in parallel, and unchanged objects kept."""
 
     def build_extensions(self) -> None:
-        kind = "openmp" if self.has_openmp() else "serial"
-        if kind == "serial":
-            print("fastce: building without OpenMP: every call will use one thread")
+        [extension] = self.extensions
+        if self.has_openmp():
+            extension.extra_compile_args.append("-fopenmp")
+            extension.extra_link_args.append("-fopenmp")
         else:
-            for extension in self.extensions:
-                extension.extra_compile_args.append("-fopenmp")
-                extension.extra_link_args.append("-fopenmp")
-        self.build_temp = str(Path(self.build_temp, kind))
+            print("fastce: building without OpenMP: every call will use one thread")
+        # One place for the objects of every kind of install, a different one for every way to compile.
+        command = " ".join([*self.compiler.compiler_so, *extension.extra_compile_args, sys.implementation.cache_tag])
+        self.build_temp = f"build/objects-{zlib.crc32(command.encode()):08x}"
         self.compiler.compile = self.compile
         super().build_extensions()
 
