@@ -13,6 +13,9 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 BIN := .venv/bin
 PIP := PYTHONWARNINGS="ignore:Editable" $(BIN)/python -m pip --quiet --disable-pip-version-check
 SOURCES := $(sort $(wildcard fastce/_core.pyx fastce/*.pxd fastce/include/*.h) $(shell find src_c -name '*.[ch]'))
+# cython-lint calls pycodestyle by name.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
 CYTHON_FILES := $(wildcard fastce/*.pyx fastce/*.pxd)
 C_FILES := $(sort $(shell find src_c fastce/include tests/c bench -name '*.[ch]' 2>/dev/null))
 
