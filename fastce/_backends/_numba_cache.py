@@ -1,0 +1,67 @@
+"""Compiled kernels on disk, one file each.
+
+Numba's own cache keeps an index per function. It does not notice a change in another module that the function calls,
+cannot tell two compilations of one function with different options apart, and fails where it cannot write.
+Here the file's name is a digest of all that the code depends on, and whatever goes wrong means: compile again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba.core.caching import CompileResultCacheImpl
+from numba.core.serialize import dumps
+
+SOURCES = ("_numba_kernels.py", "_numba_lanes.py", "_numba_math.py")
+
+
+class Cache:
+    """What a Numba dispatcher asks of its cache, in Numba's words."""
+
+    def __init__(self, function: Any, options: dict[str, Any]) -> None:
+        self._store = CompileResultCacheImpl(function)  # RuntimeError where no folder can be written
+        self.cache_path = self._store.locator.get_cache_path()
+        folder = Path(__file__).parent
+        parts = [numba.__version__, llvmlite.__version__, str(sorted(options.items()))]
+        parts += [(folder / name).read_text("utf-8") for name in SOURCES]
+        self._dependencies = "\0".join(parts)
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        try:
+            payload = pickle.loads(self._path(signature, context.codegen()).read_bytes())
+            context.refresh()
+            return self._store.rebuild(context, payload)
+        except Exception:
+            return None
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        if not self._store.check_cachable(result):
+            return
+        try:
+            self._store.locator.ensure_cache_path()
+            path = self._path(signature, result.codegen)
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(dumps(self._store.reduce(result)))
+            os.replace(file.name, path)
+        except OSError:
+            return
+
+    def enable(self) -> None:
+        """Do nothing: it is always enabled."""
+
+    def disable(self) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing: what is outdated is never found."""
+
+    def _path(self, signature: Any, codegen: Any) -> Path:
+        key = "\0".join((self._dependencies, str(signature), str(codegen.magic_tuple())))
+        return Path(self.cache_path, f"fastce-{hashlib.sha256(key.encode()).hexdigest()[:32]}.nbc")

@@ -1,0 +1,422 @@
+"""Vectors for Numba kernels: LLVM vectors as a Numba type, memory read as vectors, and arithmetic written in Python.
+
+Numba has no vector type, and leaves it to LLVM to find vectors in loops, which it does not where a sum of floats
+must keep its order. Here a function decorated with `traced` is ordinary Python over `Value` objects; Numba code
+calls it, and calling it writes the LLVM instructions of its body in place. The kernels' loops are Numba code in
+_numba_kernels.py; this file knows no cross entropy.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import NativeValue, intrinsic, models, register_model, unbox
+
+LANES = {"f4": 32, "f8": 16}
+"""Elements in a vector of float32 and of float64: two to four registers, so that independent chains interleave."""
+
+_INT64 = ir.IntType(64)
+_REALS = {"f4": ir.FloatType(), "f8": ir.DoubleType()}
+
+
+class Stream(types.Type):  # type: ignore[misc]
+    """The type of an address at which elements of one format lie, to be computed with in float32 or float64.
+
+    The format is a kind and size ("f2", "bf2", "f4", "f8", "b1", "i1" ... "u8"), after ">" where the bytes are
+    in the other order than this machine's; ``real`` is "f4" or "f8".
+    """
+
+    def __init__(self, code: str, real: str) -> None:
+        self.swapped = code.startswith(">")
+        self.kind = code.lstrip(">").rstrip("0123456789")
+        self.itemsize = int(code[-1])
+        self.real = real
+        super().__init__(name=f"Stream({code}, {real})")
+
+
+class Lanes(types.Type):  # type: ignore[misc]
+    """The type of a vector: ``count`` elements of "f4", "f8", "i4" or "i8"."""
+
+    def __init__(self, element: str, count: int) -> None:
+        self.element = element
+        self.count = count
+        super().__init__(name=f"Lanes({element}, {count})")
+
+
+@register_model(Stream)
+class _StreamModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, stream: Stream) -> None:
+        super().__init__(manager, stream, _INT64)
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, lanes: Lanes) -> None:
+        element = _REALS.get(lanes.element) or ir.IntType(8 * int(lanes.element[1]))
+        super().__init__(manager, lanes, ir.VectorType(element, lanes.count))
+
+
+@unbox(Stream)
+def _unbox_stream(stream: Stream, obj: Any, c: Any) -> NativeValue:
+    return NativeValue(c.pyapi.long_as_longlong(obj), is_error=cgutils.is_not_null(c.builder, c.pyapi.err_occurred()))
+
+
+class Value:
+    """A number or vector while code is written: Python's operators append LLVM's instructions.
+
+    Python numbers stand for constants of the other operand's type. Floating comparisons are false for NaN.
+    """
+
+    __slots__ = ("builder", "ir")
+
+    def __init__(self, builder: ir.IRBuilder, value: ir.Value) -> None:
+        self.builder = builder
+        self.ir = value
+
+    @property
+    def count(self) -> int | None:
+        return self.ir.type.count if isinstance(self.ir.type, ir.VectorType) else None
+
+    @property
+    def element(self) -> ir.Type:
+        return self.ir.type.element if isinstance(self.ir.type, ir.VectorType) else self.ir.type
+
+    @property
+    def floating(self) -> bool:
+        return not isinstance(self.element, ir.IntType)
+
+    def like(self, number: Value | float) -> Value:
+        """Return a constant of this one's type."""
+        if isinstance(number, Value):
+            return number
+        scalar = ir.Constant(self.element, float(number) if self.floating else int(number))
+        return Value(self.builder, scalar if self.count is None else ir.Constant(self.ir.type, [scalar] * self.count))
+
+    def _binary(self, floating: str, integer: str, other: Value | float) -> Value:
+        emit = getattr(self.builder, floating if self.floating else integer)
+        return Value(self.builder, emit(self.ir, self.like(other).ir))
+
+    def _compare(self, operator: str, other: Value | float) -> Value:
+        emit = self.builder.fcmp_ordered if self.floating else self.builder.icmp_signed
+        return Value(self.builder, emit(operator, self.ir, self.like(other).ir))
+
+    def __add__(self, other: Value | float) -> Value:
+        return self._binary("fadd", "add", other)
+
+    def __sub__(self, other: Value | float) -> Value:
+        return self._binary("fsub", "sub", other)
+
+    def __rsub__(self, other: float) -> Value:
+        return self.like(other) - self
+
+    def __mul__(self, other: Value | float) -> Value:
+        return self._binary("fmul", "mul", other)
+
+    def __truediv__(self, other: Value | float) -> Value:
+        return self._binary("fdiv", "sdiv", other)
+
+    def __rtruediv__(self, other: float) -> Value:
+        return self.like(other) / self
+
+    def __and__(self, other: Value | int) -> Value:
+        return self._binary("and_", "and_", other)
+
+    def __or__(self, other: Value | int) -> Value:
+        return self._binary("or_", "or_", other)
+
+    def __lshift__(self, other: int) -> Value:
+        return self._binary("shl", "shl", other)
+
+    def __rshift__(self, other: int) -> Value:
+        """Shift in zeros."""
+        return self._binary("lshr", "lshr", other)
+
+    def __lt__(self, other: Value | float) -> Value:
+        return self._compare("<", other)
+
+    def __gt__(self, other: Value | float) -> Value:
+        return self._compare(">", other)
+
+    def __ge__(self, other: Value | float) -> Value:
+        return self._compare(">=", other)
+
+    def equals(self, other: Value | float) -> Value:
+        return self._compare("==", other)
+
+    def _cast(self, name: str, element: ir.Type) -> Value:
+        to = element if self.count is None else ir.VectorType(element, self.count)
+        return self if to == self.ir.type else Value(self.builder, getattr(self.builder, name)(self.ir, to))
+
+    def bits(self) -> Value:
+        """Return the bits of floats as integers."""
+        return self._cast("bitcast", _INT64 if self.element == _REALS["f8"] else ir.IntType(32))
+
+    def from_bits(self) -> Value:
+        """Return the floats whose bits these integers are."""
+        return self._cast("bitcast", _REALS["f8"] if self.element == _INT64 else _REALS["f4"])
+
+    def to(self, real: str) -> Value:
+        """Return floats as float32 ("f4") or float64 ("f8")."""
+        return self._cast("fptrunc" if real == "f4" else "fpext", _REALS[real])
+
+    def ones(self, width: int) -> Value:
+        """Return integers of that many bits, −1 where a comparison held."""
+        return self._cast("sext", ir.IntType(width))
+
+    def number(self, real: str, signed: bool = True) -> Value:
+        """Return the floats equal to these integers."""
+        return self._cast("sitofp" if signed else "uitofp", _REALS[real])
+
+    def extend(self, width: int) -> Value:
+        """Return unsigned integers with more bits."""
+        return self._cast("zext", ir.IntType(width))
+
+    def read(self, bits: int, count: int | None = None) -> Value:
+        """Return the integers at this address."""
+        element = ir.IntType(bits)
+        loaded = self.builder.load(self.pointer(), typ=element if count is None else ir.VectorType(element, count))
+        loaded.align = 1
+        return Value(self.builder, loaded)
+
+    def write(self, value: Value) -> None:
+        """Store a value at this address."""
+        self.builder.store(value.ir, self.pointer()).align = 1
+
+    def pointer(self) -> ir.Value:
+        return self.builder.inttoptr(self.ir, ir.PointerType())
+
+    def lane(self, index: int) -> Value:
+        return Value(self.builder, self.builder.extract_element(self.ir, ir.Constant(ir.IntType(32), index)))
+
+    def splat(self, count: int) -> Value:
+        """Return a vector of equal elements."""
+        empty = ir.Constant(ir.VectorType(self.ir.type, count), ir.Undefined)
+        one = self.builder.insert_element(empty, self.ir, ir.Constant(ir.IntType(32), 0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), count), [0] * count)
+        return Value(self.builder, self.builder.shuffle_vector(one, empty, zeros))
+
+    def halves(self) -> tuple[Value, Value]:
+        half = (self.count or 0) // 2
+        low, high = (
+            ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(start, start + half))) for start in (0, half)
+        )
+        empty = ir.Constant(self.ir.type, ir.Undefined)
+        return (
+            Value(self.builder, self.builder.shuffle_vector(self.ir, empty, low)),
+            Value(self.builder, self.builder.shuffle_vector(self.ir, empty, high)),
+        )
+
+    def reduce(self, combine: Callable[[Value, Value], Value]) -> Value:
+        """Combine all elements, half with half."""
+        value = self
+        while value.count != 1:
+            value = combine(*value.halves())
+        return value.lane(0)
+
+    def call(self, name: str, *others: Value) -> Value:
+        """Return the result of LLVM's intrinsic of that name for values of this type."""
+        types_ = [self.ir.type] + [other.ir.type for other in others]
+        letter = {"float": "f32", "double": "f64"}.get(str(self.element)) or str(self.element)
+        suffix = letter if self.count is None else f"v{self.count}{letter}"
+        function = cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(self.ir.type, types_), f"{name}.{suffix}"
+        )
+        return Value(self.builder, self.builder.call(function, [self.ir, *(other.ir for other in others)]))
+
+
+def fma(a: Value, b: Value | float, c: Value | float) -> Value:
+    """Return a·b + c, rounded once."""
+    return a.call("llvm.fma", a.like(b), a.like(c))
+
+
+def select(condition: Value, a: Value, b: Value | float) -> Value:
+    """Return a where the condition holds, else b."""
+    return Value(a.builder, a.builder.select(condition.ir, a.ir, a.like(b).ir))
+
+
+def maximum(a: Value, b: Value) -> Value:
+    """Return the larger; b where a is NaN."""
+    return select(a > b, a, b)
+
+
+def two_sum(a: Value, b: Value) -> tuple[Value, Value]:
+    """Return a + b rounded, and what the rounding dropped (Knuth)."""
+    total = a + b
+    rest = total - a
+    return total, (a - (total - rest)) + (b - rest)
+
+
+class Memory:
+    """A Stream while code is written: where to read and write vectors."""
+
+    def __init__(self, builder: ir.IRBuilder, stream: Stream, address: ir.Value, f16c: bool) -> None:
+        self.builder = builder
+        self.stream = stream
+        self.address = Value(builder, address)
+        self.lanes = LANES[stream.real]
+        self._f16c = f16c
+
+    def constant(self, number: float) -> Value:
+        """Return a vector of equal elements."""
+        real = _REALS[self.stream.real]
+        return Value(self.builder, ir.Constant(real, number)).splat(self.lanes)
+
+    def load(self, address: Value, live: Value | None = None, fill: float = 0.0, lanes: int | None = None) -> Value:
+        """Return the vector at an address; of its elements only the first ``live`` are read, the rest is ``fill``."""
+        if live is None:
+            return self._decode(address.read(8 * self.stream.itemsize, lanes or self.lanes))
+        mask = self.mask(live)
+        raw = ir.VectorType(ir.IntType(8 * self.stream.itemsize), self.lanes)
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(raw, [ir.PointerType(), ir.IntType(32), mask.ir.type, raw]),
+            f"llvm.masked.load.v{self.lanes}i{8 * self.stream.itemsize}.p0",
+        )
+        arguments = [address.pointer(), ir.Constant(ir.IntType(32), 1), mask.ir, ir.Constant(raw, None)]
+        value = self._decode(Value(self.builder, self.builder.call(function, arguments)))
+        return value if fill == 0 else select(mask, value, fill)
+
+    def load_one(self, address: Value) -> Value:
+        """Return the element at an address."""
+        return self._decode(address.read(8 * self.stream.itemsize))
+
+    def store(self, address: Value, value: Value, live: Value | None = None) -> None:
+        """Write a vector, or the first ``live`` of its elements."""
+        raw = self._encode(value)
+        if live is None:
+            address.write(raw)
+            return
+        mask = self.mask(live)
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(ir.VoidType(), [raw.ir.type, ir.PointerType(), ir.IntType(32), mask.ir.type]),
+            f"llvm.masked.store.v{self.lanes}i{8 * self.stream.itemsize}.p0",
+        )
+        self.builder.call(function, [raw.ir, address.pointer(), ir.Constant(ir.IntType(32), 1), mask.ir])
+
+    def mask(self, live: Value) -> Value:
+        """Return which of a vector's elements are among the first ``live``."""
+        width = ir.IntType(32)
+        lanes = ir.Constant(ir.VectorType(width, self.lanes), list(range(self.lanes)))
+        return Value(self.builder, lanes) < live._cast("trunc", width).splat(self.lanes)
+
+    def _swap(self, raw: Value) -> Value:
+        return raw.call("llvm.bswap") if self.stream.swapped else raw
+
+    def _decode(self, raw: Value) -> Value:
+        raw, real, kind = self._swap(raw), self.stream.real, self.stream.kind
+        if kind == "b":
+            return (raw > 0)._cast("uitofp", _REALS[real])
+        if kind in "iu":
+            return raw.number(real, signed=kind == "i")
+        if kind == "f" and self.stream.itemsize > 2:
+            return raw.from_bits().to(real)
+        if kind == "bf":
+            return (raw._cast("zext", ir.IntType(32)) << 16).from_bits().to(real)
+        if self._f16c:
+            return raw._cast("bitcast", ir.HalfType())._cast("fpext", _REALS["f4"]).to(real)
+        return _from_half(raw).to(real)
+
+    def _encode(self, value: Value) -> Value:
+        kind, size = self.stream.kind, self.stream.itemsize
+        if kind == "f" and size > 2:
+            return self._swap(value.to(f"f{size}").bits())
+        value = value.to("f4")
+        if kind == "bf":
+            return self._swap(_to_bfloat(value))
+        if self._f16c:
+            return self._swap(value._cast("fptrunc", ir.HalfType())._cast("bitcast", ir.IntType(16)))
+        return self._swap(_to_half(value))
+
+
+def _from_half(raw: Value) -> Value:
+    """Return float16 as float32: the exponent moves by a product, which makes subnormals right; infinities follow."""
+    wide = raw._cast("zext", ir.IntType(32))
+    magnitude = wide & 0x7FFF
+    scaled = ((magnitude << 13).from_bits() * 2.0**112).bits()
+    scaled = select(magnitude > 0x7BFF, scaled | 0x7F800000, scaled)
+    return (scaled | ((wide & 0x8000) << 16)).from_bits()
+
+
+def _to_half(value: Value) -> Value:
+    """Return float32 as float16, to nearest even (F. Giesen, "float->half variants", the one without branches)."""
+    whole = value.bits()
+    magnitude = whole & 0x7FFFFFFF
+    normal = (magnitude + ((magnitude >> 13) & 1) + (0xFFF - (112 << 23))) >> 13
+    small = (magnitude.from_bits() + 0.5).bits() - 0x3F000000
+    half = select(magnitude < 0x38800000, small, normal)
+    half = select(magnitude > 0x477FFFFF, select(magnitude > 0x7F800000, half.like(0x7E00), 0x7C00), half)
+    return (half | ((whole >> 16) & 0x8000))._cast("trunc", ir.IntType(16))
+
+
+def _to_bfloat(value: Value) -> Value:
+    """Return float32 as bfloat16, to nearest even; a NaN stays one."""
+    whole = value.bits()
+    rounded = (whole + ((whole >> 16) & 1) + 0x7FFF) >> 16
+    return select(value.equals(value), rounded, 0x7FC0)._cast("trunc", ir.IntType(16))
+
+
+def traced(function: Callable[..., Any]) -> Any:
+    """Make a Python function over Values callable from Numba code, where it writes its instructions in place.
+
+    It gets a Value for each number or vector, a Memory for each Stream, an int for each literal and None for
+    None, and returns a Value, a tuple of them or None.
+    """
+
+    @functools.lru_cache(maxsize=None)
+    def result_type(arguments: tuple[types.Type, ...], context: Any) -> types.Type:
+        # Written once into a module that is thrown away, to learn the type of the result.
+        inputs = [context.get_value_type(argument) for argument in arguments]
+        draft = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), inputs), name="draft")
+        builder = ir.IRBuilder(draft.append_basic_block())
+        found = function(*_wrap(context, builder, arguments, draft.args))
+        if isinstance(found, tuple):
+            return types.Tuple([_numba_type(value) for value in found])
+        return types.none if found is None else _numba_type(found)
+
+    def define(typing_context: Any, *arguments: types.Type) -> Any:
+        from numba.core.registry import cpu_target
+
+        def write(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> ir.Value:
+            found = function(*_wrap(context, builder, signature.args, values))
+            if isinstance(found, tuple):
+                return context.make_tuple(builder, signature.return_type, [value.ir for value in found])
+            return context.get_dummy_value() if found is None else found.ir
+
+        return result_type(arguments, cpu_target.target_context)(*arguments), write
+
+    # Numba binds arguments by the signature, and cannot where it says *arguments.
+    own = inspect.signature(function)
+    first = inspect.Parameter("typing_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    define.__signature__ = own.replace(parameters=[first, *own.parameters.values()])  # type: ignore[attr-defined]
+    define.__name__ = function.__name__
+    define.__doc__ = function.__doc__
+    return intrinsic(prefer_literal=True)(define)
+
+
+def _wrap(context: Any, builder: ir.IRBuilder, arguments: tuple[types.Type, ...], values: Any) -> list[Any]:
+    f16c = "+f16c" in context.codegen().magic_tuple()[2]
+    wrapped: list[Any] = []
+    for argument, value in zip(arguments, values, strict=True):
+        if isinstance(argument, Stream):
+            wrapped.append(Memory(builder, argument, value, f16c))
+        elif isinstance(argument, types.IntegerLiteral):
+            wrapped.append(argument.literal_value)
+        elif isinstance(argument, types.BaseTuple):
+            parts = cgutils.unpack_tuple(builder, value)
+            wrapped.append(tuple(Value(builder, part) for part in parts))
+        else:
+            wrapped.append(None if argument == types.none else Value(builder, value))
+    return wrapped
+
+
+def _numba_type(value: Value) -> types.Type:
+    size = {"float": 4, "double": 8}.get(str(value.element)) or value.element.width // 8
+    if value.count is not None:
+        return Lanes(f"{'f' if value.floating else 'i'}{size}", value.count)
+    return getattr(types, f"{'float' if value.floating else 'int'}{8 * size}")
