@@ -1,4 +1,4 @@
-"""Clause 13 and every other error of the contract: the table of bad inputs, on every engine, and what errors leave behind."""
+"""Clause 13 and every other error of the contract: the table of bad inputs on every engine, and what errors leave."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def test_bad_out_of_maps(engine: Engine) -> None:
                     function(arguments["logits"], out=arguments["out"])
     with pytest.raises(ValueError, match=r"out: .*\(2,\).*\(3,\)"):
         engine.logsumexp(x, out=np.zeros(3, np.float32))
-    with pytest.raises(TypeError, match="out: .*int64"):
+    with pytest.raises(TypeError, match=r"out: .*int64"):
         engine.logsumexp(x, out=np.zeros(2, np.int64))
-    with pytest.raises(ValueError, match="out: .*overlaps logits"):
+    with pytest.raises(ValueError, match=r"out: .*overlaps logits"):
         engine.logsumexp(x, out=x[:, 0])
 
 
@@ -130,7 +130,7 @@ def test_nothing_is_written_before_all_labels_are_checked(
     dense = np.full(x.shape, 0.5, np.float32)
     dense[-1, -1] = np.nan
     for arguments in ({"target": y, "sample_weight": s}, {"target": dense}):
-        with pytest.raises(ValueError, match="sample_weight|target"):
+        with pytest.raises(ValueError, match=r"sample_weight|target"):
             engine.cross_entropy_with_grad(x, **arguments, out=x, num_threads=2)
         assert (x.tobytes(), out.tobytes()) == before
 

@@ -1,4 +1,4 @@
-"""Clause 12 of the contract: the same bits for any number of threads, any batch, any alignment, with or without gradient."""
+"""Clause 12 of the contract: the same bits for any threads, batch and alignment, with or without the gradient."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_threads_along_a_strided_axis(engine: Engine, dtype: DType, rng: np.rand
 
 @pytest.mark.parametrize("n_classes", [1, 2, 3, 9, 17, 40, 131, BLOCK + 3])
 def test_a_row_alone(compiled: Engine, dtype: DType, rng: np.random.Generator, n_classes: int) -> None:
-    """A row has the same bits alone and in a batch of any size, wherever in it. (NumPy is exempt.)"""
+    """A row has the same bits alone and in a batch of any size, wherever in it; NumPy is exempt."""
     x = cases.normal(rng, (70 if n_classes < 100 else 19, n_classes), dtype)
     for target, options in variety(rng, x):
         loss, grad = compiled.cross_entropy_with_grad(x, target, reduction="none", **options)

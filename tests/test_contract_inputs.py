@@ -8,12 +8,13 @@ from typing import Any
 import cases
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
 from checks import agree, check_grad, check_value, loss_dtype, same_bits
 from hypothesis import given
 from hypothesis import strategies as st
 from matrix import Engine, lanes
+
+import oracle
 
 DType = np.dtype[Any]
 
@@ -235,7 +236,7 @@ def test_in_place_through_another_view(engine: Engine, dtype: DType, rng: np.ran
 
 
 def test_logsumexp_out(engine: Engine, dtype: DType, rng: np.random.Generator) -> None:
-    """logsumexp fills an `out` of the positions' shape."""
+    """With logsumexp `out` has the positions' shape, any strides and any floating dtype."""
     x = cases.normal(rng, (4, 6, 5), dtype)
     want = engine.logsumexp(x, axis=1)
     for out in (np.empty((4, 5), want.dtype), np.empty((5, 4), want.dtype).T, np.empty((4, 5), np.float64)):
@@ -298,7 +299,7 @@ def test_tensors_that_require_grad_are_refused(engine: Engine) -> None:
 
 
 def test_torch_tensors(engine: Engine, rng: np.random.Generator) -> None:
-    """torch's own tensors, bfloat16 through its 16-bit view; runs where torch is installed."""
+    """Tensors of torch, bfloat16 through its 16-bit view; runs where torch is installed."""
     torch = pytest.importorskip("torch")
     x, y = cases.normal(rng, (6, 5), np.float32), cases.labels(rng, 6, 5)
     want = torch.nn.functional.cross_entropy(torch.tensor(x), torch.tensor(y), label_smoothing=0.1).item()

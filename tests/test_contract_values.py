@@ -7,11 +7,12 @@ from typing import Any
 
 import cases
 import numpy as np
-import oracle
 import pytest
 import tolerances
 from checks import agree, check_value, close
 from matrix import BLOCK, Engine, lanes
+
+import oracle
 
 DType = np.dtype[Any]
 
@@ -133,7 +134,7 @@ def test_dense_mass_and_zeros(engine: Engine, dtype: DType) -> None:
 
 
 def test_ignored_rows(engine: Engine, dtype: DType, rng: np.random.Generator) -> None:
-    """Clause 5: loss 0 and gradient exactly 0 even where the logits are NaN, and the other rows as if they were alone."""
+    """Clause 5: loss 0 and gradient exactly 0 even where the logits are NaN; no other row notices."""
     x = cases.normal(rng, (6, 5), dtype)
     x[1], x[3, 2], x[4] = np.nan, np.inf, -np.inf
     y = np.array([4, -100, 1, -100, -100, 0])
@@ -266,7 +267,7 @@ def test_random_rows_far_away(engine: Engine, rng: np.random.Generator) -> None:
 def test_small_losses_keep_their_digits(engine: Engine, dtype: DType) -> None:
     """Clause 8: logits (g, 0), label 0: log1p(exp(-g)) to the bare ULPs, and the gradient at the target likewise."""
     highest = 700 if dtype == np.float64 else 80
-    gaps = np.array([*range(0, 40), *range(40, highest + 1, 5), 16.5, 17.25, 36.5, 37.5][: 10**6])
+    gaps = np.array([*range(40), *range(40, highest + 1, 5), 16.5, 17.25, 36.5, 37.5])
     gaps = gaps[gaps.astype(dtype).astype(np.float64) == gaps]
     x = np.stack([gaps, np.zeros_like(gaps)], 1).astype(dtype)
     y = np.zeros(len(x), int)
@@ -310,11 +311,11 @@ def test_no_rows(engine: Engine, dtype: DType, shape: tuple[int, ...]) -> None:
     for target in (y, np.empty(shape, np.float32)):
         for reduction, value in (("mean", math.nan), ("sum", 0.0)):
             loss, grad = engine.cross_entropy_with_grad(x, target, reduction=reduction)
-            assert loss == value or math.isnan(loss) and math.isnan(value)
+            assert np.array_equal(loss, value, equal_nan=True)
             assert grad.shape == shape
             assert grad.dtype == dtype
             again = engine.cross_entropy(x, target, reduction=reduction)
-            assert again == value or math.isnan(again) and math.isnan(value)
+            assert np.array_equal(again, value, equal_nan=True)
         assert engine.cross_entropy(x, target, reduction="none").shape == shape[:-1]
         assert engine.cross_entropy(x, target, denominator=3) == 0
 

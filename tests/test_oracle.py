@@ -6,8 +6,9 @@ import dataclasses
 
 import mpmath
 import numpy as np
-import oracle
 import pytest
+
+import oracle
 from oracle import Wide
 
 ROWS = {
@@ -53,7 +54,7 @@ def test_rows_are_those_of_mpmath(kind: str, z_loss: float, target: str) -> None
                 if name == "lse" and kind == "special" and not np.isfinite(float(theirs)):
                     continue
                 if not np.isfinite(want):
-                    assert np.isnan(mine) and np.isnan(want) or mine == want, name
+                    assert (np.isnan(mine) and np.isnan(want)) or mine == want, name
                 else:
                     assert abs(mine - want) <= 2.0**-61 * (abs(want) + free), (name, mine, want)
 
@@ -77,7 +78,8 @@ def test_gradient_is_the_derivative_of_the_value() -> None:
     """By central differences in extended precision, with every option at once."""
     rng = np.random.default_rng(3)
     x = rng.standard_normal((3, 4))
-    options = dict(weight=rng.random(4), sample_weight=rng.random(3), label_smoothing=0.2, z_loss=0.1, base=3)
+    options = {"weight": rng.random(4), "sample_weight": rng.random(3)}
+    options |= {"label_smoothing": 0.2, "z_loss": 0.1, "base": 3}
     labels = np.array([1, 0, 3])
     for reduction in ("mean", "sum"):
         answer = oracle.cross_entropy(x, labels, reduction=reduction, **options)

@@ -3,6 +3,7 @@
 ULP is a unit in the last place of the exact value, in the dtype of the arithmetic (float32, or float64 for float64
 logits). Where some x_k - m is not exact in that dtype, the rounding of x_k - m (half a ULP of it, relative, in
 exp(x_k - m)) is allowed on top, weighted by what class k contributes: no algorithm that subtracts first can avoid it.
+Gradients of labels may subtract the label's logit x_y in place of m, and are allowed its distance from m likewise.
 A float16 or bfloat16 gradient may be off by its own rounding too. Probabilities below the smallest normal number may
 be lost, wholly.
 """
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+
 from oracle import Answer, Rows, Wide
 
 Array = npt.NDArray[Any]
@@ -90,7 +92,7 @@ def losses(rows: Rows, dtype: np.dtype[Any]) -> Array:
     with np.errstate(all="ignore"):
         size = np.where(rows.finite, np.abs(rows.lse), Wide(0))
     squares = rows.z * (2 * size * off + off * off)
-    return ULPS["loss"] * real.ulp(rows.loss) + rows.mass * (total) + squares
+    return ULPS["loss"] * real.ulp(rows.loss) + rows.mass * total + squares
 
 
 def gradients(rows: Rows, dtype: np.dtype[Any]) -> Array:
@@ -100,8 +102,9 @@ def gradients(rows: Rows, dtype: np.dtype[Any]) -> Array:
     with np.errstate(all="ignore"):
         p = np.where(rows.finite[:, None], rows.p, Wide(0))
         size = np.where(rows.finite, np.abs(rows.lse), Wide(0))
-    rounding = each + total[:, None]
     one_class = ((rows.q > 0).sum(-1) <= 1) & (rows.z == 0)
+    far = np.where(one_class, np.where(rows.q > 0, np.where(each < 1, each, Wide(0)), Wide(0)).sum(-1), Wide(0))
+    rounding = each + (total + 2 * far)[:, None]
     softmax = rows.mass[:, None] * p
     label = ULPS["label gradient"] * real.ulp(rows.grad)
     measure = ULPS["gradient"] * real.ulp(np.maximum(softmax, rows.q))

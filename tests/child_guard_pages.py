@@ -1,0 +1,84 @@
+"""Run as `python child_guard_pages.py BACKEND VARIANT`: calls an engine on arrays between two forbidden pages.
+
+Reading or writing one byte beyond either end of an array kills the process. Not a test file: see test_guard_pages.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from typing import Any
+
+import cases
+import numpy as np
+from matrix import DTYPES, Engine, lanes
+
+PAGE = mmap.PAGESIZE
+PROT_NONE = 0
+
+
+class Fence:
+    """Some pages with a forbidden one on either side; places arrays flush against the first or the last byte."""
+
+    def __init__(self, pages: int = 8) -> None:
+        self.size = pages * PAGE
+        self.map = mmap.mmap(-1, self.size + 2 * PAGE)
+        self.base = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        for page in (self.base, self.base + PAGE + self.size):
+            if protect(ctypes.c_void_p(page), ctypes.c_size_t(PAGE), PROT_NONE):
+                raise OSError(ctypes.get_errno(), "mprotect")
+
+    def place(self, array: cases.Array, *, at_end: bool) -> cases.Array:
+        offset = PAGE + (self.size - array.nbytes if at_end else 0)
+        if array.nbytes > self.size:
+            raise ValueError("the fence is too small")
+        placed: cases.Array = np.ndarray(array.shape, array.dtype, self.map, offset)
+        placed[...] = array
+        return placed
+
+
+def main(backend: str, variant: str) -> None:
+    engine = Engine(backend, variant)
+    rng = np.random.default_rng(1)
+    fences = [Fence() for _ in range(5)]
+    for dtype in DTYPES:
+        for n_classes in range(1, 4 * lanes(dtype) + 4):
+            print(f"{dtype}, {n_classes} classes")
+            for at_end in (False, True):
+                for n_rows in (1, 3):
+                    call(engine, fences, rng, dtype, (n_rows, n_classes), at_end)
+                call(engine, fences, rng, dtype, (2, 3, n_classes), at_end, axis=1)
+    print("done")
+
+
+def call(
+    engine: Engine,
+    fences: list[Fence],
+    rng: np.random.Generator,
+    dtype: Any,
+    shape: tuple[int, ...],
+    at_end: bool,
+    axis: int = -1,
+) -> None:
+    def place(i: int, array: cases.Array) -> cases.Array:
+        return fences[i].place(array, at_end=at_end)
+
+    positions = tuple(n for i, n in enumerate(shape) if i != axis % len(shape))
+    x = place(0, cases.normal(rng, shape, dtype))
+    y = place(1, cases.labels(rng, positions, shape[axis], np.int32))
+    out = place(2, np.zeros(shape, dtype))
+    engine.cross_entropy(x, y, axis=axis)
+    engine.cross_entropy_with_grad(x, y, axis=axis, out=out)
+    weight = place(3, rng.random(shape[axis]))
+    s = place(4, rng.random(positions).astype(np.float32))
+    options = {"axis": axis, "weight": weight, "sample_weight": s, "label_smoothing": 0.1}
+    engine.cross_entropy_with_grad(x, y, out=out, **options)
+    dense = place(1, cases.dense(rng, shape, np.float32))
+    engine.cross_entropy_with_grad(x, dense, out=out, **options)
+    engine.softmax(x, axis=axis, out=out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
