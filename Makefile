@@ -20,11 +20,11 @@ CYTHON_FILES := $(wildcard fastce/*.pyx fastce/*.pxd)
 C_FILES := $(sort $(shell find src_c fastce/include tests/c bench -name '*.[ch]' 2>/dev/null))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all build lint format types test-c test-c-native test-c-neon pytest bench dist clean
+.PHONY: help demo test test-all build lint format types test-c test-c-native test-c-neon pytest bench bench-pytest dist clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
@@ -67,7 +67,9 @@ test: .venv/compiled ## linters, types, C tests and pytest
 test-all: export PYTEST_ARGS = -m "slow or not slow"
 test-all: dist test ## the same with the slow tests, and the sdist and wheel
 
+# The benchmarks' smallest case runs once, untimed: what is measured, and how it is checked, must not rot.
 pytest: .venv/compiled
+	@$(BIN)/pytest --quiet --benchmark-disable -k "32x10 and fastce and not thread" bench
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
 lint: .venv/developer ## ruff, cython-lint, clang-format
@@ -133,8 +135,12 @@ endif
 bench: .venv/peers ## compare with the other systems, in under five minutes
 	@$(BIN)/python -m bench $(BENCH_ARGS)
 
+bench-pytest: .venv/peers ## every case under pytest-benchmark, into build/bench.json
+	@mkdir -p build
+	@$(BIN)/pytest bench --benchmark-json=build/bench.json $(PYTEST_ARGS)
+
 dist: .venv/developer ## sdist and the wheel built from it, their contents checked
-	@rm -rf dist
+	@rm -rf dist && mkdir -p build
 	@$(BIN)/python -m build --no-isolation --outdir dist . >build/dist.log 2>&1 || { cat build/dist.log; exit 1; }
 	@$(BIN)/python tools/check_dist.py dist
 
