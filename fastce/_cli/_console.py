@@ -43,6 +43,7 @@ def progress(total: int, unit: str) -> Iterator[Progress]:
         except ImportError:
             pass
         else:
+            tqdm.monitor_interval = 0  # no thread that watches over bars which stand still
             bar = tqdm(total=total, unit=f" {unit}", unit_scale=True, delay=PROGRESS_AFTER, leave=False)
     if bar is None:
         yield _Silence()

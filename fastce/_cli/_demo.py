@@ -179,8 +179,12 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def _timing(seconds: list[float], plain: list[float]) -> tuple[str, str, str]:
     median = statistics.median(seconds)
-    low, high = (f"{1e3 * t:.3g}" for t in (min(seconds), max(seconds)))
-    return f"{1e3 * median:.3g} ms", f"{low}–{high}", f"{statistics.median(plain) / median:.1f} ×"
+    spread = f"{_ms(min(seconds))}–{_ms(max(seconds))}"
+    return f"{_ms(median)} ms", spread, f"{statistics.median(plain) / median:.1f} ×"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
 
 
 def _memory_available() -> int:
