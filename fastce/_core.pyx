@@ -56,7 +56,7 @@ cdef int fill(fastce_array *record, object optional, bint has_classes) except -1
 
 
 cdef const double *class_array(object optional) except? NULL:
-    return NULL if optional is None else <const double *>cnp.PyArray_DATA(<cnp.ndarray>optional)
+    return NULL if optional is None else <double *>cnp.PyArray_DATA(<cnp.ndarray>optional)
 
 
 cdef int translate(object problem, fastce_problem *record) except -1:

@@ -287,13 +287,14 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     ptrdiff_t logits_stride = t->lanes ? *step[LOGITS] : q->logits.class_stride;
     ptrdiff_t out_stride = t->lanes ? *step[OUT] : q->out.class_stride;
     t->logits_direct = !q->logits.byte_swapped && logits_stride == size;
-    t->out_direct = same_dtype && out_stride == size;
+    t->out_direct = t->logits_direct && same_dtype && out_stride == size;
     t->stream = t->out_direct && aligned_to_element(&q->out) &&
                 (double)w->n_rows * (double)q->n_classes * size > CACHE_BYTES;
     t->q_scale = t->q_vector = NULL;
-    t->q_vector_sum = 0;
+    double sum = 0, lost = 0;
     if (q->class_vector)
-        for (int64_t k = 0; k < q->n_classes; k++) t->q_vector_sum += q->class_vector[k];
+        for (int64_t k = 0; k < q->n_classes; k++) add_exactly(&sum, &lost, q->class_vector[k]);
+    t->q_vector_sum = sum + lost;
 }
 
 /* Class arrays in the type of the arithmetic, in the given room for two of them. */

@@ -69,7 +69,8 @@ static inline half_vec v_to_bf16(vec a) {
 static inline void v_store_half(uint16_t *p, half_vec h) { _mm_storeu_si128((__m128i *)p, h); }
 static inline void v_stream_half(uint16_t *p, half_vec h) { _mm_stream_si128((__m128i *)p, h); }
 
-static inline void v_accumulate(double *sums, vec a) {
+static inline void v_accumulate(double *sums, double *lost, vec a) {
+    (void)lost;
     __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(a)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
     _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), low));
     _mm256_storeu_pd(sums + 4, _mm256_add_pd(_mm256_loadu_pd(sums + 4), high));

@@ -67,7 +67,8 @@ static inline half_vec v_to_bf16(vec a) {
 static inline void v_store_half(uint16_t *p, half_vec h) { _mm256_storeu_si256((__m256i *)p, h); }
 static inline void v_stream_half(uint16_t *p, half_vec h) { _mm256_stream_si256((__m256i *)p, h); }
 
-static inline void v_accumulate(double *sums, vec a) {
+static inline void v_accumulate(double *sums, double *lost, vec a) {
+    (void)lost;
     __m256 low = _mm512_castps512_ps256(a), high = _mm512_extractf32x8_ps(a, 1);
     _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), _mm512_cvtps_pd(low)));
     _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), _mm512_cvtps_pd(high)));

@@ -48,8 +48,10 @@ static inline vec v_load_first(const real *p, int64_t n, vec rest) {
 }
 static inline void v_store_first(real *p, vec a, int64_t n) { _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), a); }
 
-static inline void v_accumulate(double *sums, vec a) {
-    _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), a));
+static inline void v_accumulate(double *sums, double *lost, vec a) {
+    vec old = v_load(sums), sum = v_add(old, a), added = v_sub(sum, old);
+    v_store(lost, v_add(v_load(lost), v_add(v_sub(old, v_sub(sum, added)), v_sub(a, added))));
+    v_store(sums, sum);
 }
 static inline void v_fence(void) { _mm_sfence(); }
 

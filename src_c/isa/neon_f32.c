@@ -63,7 +63,8 @@ static inline half_vec v_to_bf16(vec a) {
 static inline void v_store_half(uint16_t *p, half_vec h) { vst1_u8((uint8_t *)p, vreinterpret_u8_u16(h)); }
 static inline void v_stream_half(uint16_t *p, half_vec h) { v_store_half(p, h); }
 
-static inline void v_accumulate(double *sums, vec a) {
+static inline void v_accumulate(double *sums, double *lost, vec a) {
+    (void)lost;
     vst1q_f64(sums, vaddq_f64(vld1q_f64(sums), vcvt_f64_f32(vget_low_f32(a))));
     vst1q_f64(sums + 2, vaddq_f64(vld1q_f64(sums + 2), vcvt_high_f64_f32(a)));
 }

@@ -49,7 +49,11 @@ static inline void v_store_first(real *p, vec a, int64_t n) {
     __builtin_memcpy(p, lanes, (size_t)n * sizeof *p);
 }
 
-static inline void v_accumulate(double *sums, vec a) { v_store(sums, v_add(v_load(sums), a)); }
+static inline void v_accumulate(double *sums, double *lost, vec a) {
+    vec old = v_load(sums), sum = v_add(old, a), added = v_sub(sum, old);
+    v_store(lost, v_add(v_load(lost), v_add(v_sub(old, v_sub(sum, added)), v_sub(a, added))));
+    v_store(sums, sum);
+}
 static inline void v_fence(void) {}
 
 #include "../kernels/kernels.h"

@@ -4,7 +4,8 @@
 
 /* Rows of a visit. max is where the exponentials are shifted to: the maximum, or the label's logit. */
 typedef struct results {
-    real max[VISIT_ROWS], rest[VISIT_ROWS], mass[VISIT_ROWS], distance[VISIT_ROWS], z[VISIT_ROWS];
+    double mass[VISIT_ROWS], unit_mass[VISIT_ROWS]; /* Q, and Q / s as it came from the visit */
+    real max[VISIT_ROWS], rest[VISIT_ROWS], distance[VISIT_ROWS], z[VISIT_ROWS];
     real log_total[VISIT_ROWS]; /* log1p(rest) */
     real value[VISIT_ROWS];
 } results;
@@ -15,22 +16,40 @@ static INLINE void set_result(results *s, int64_t i, real max, double rest) {
     s->rest[i] = (real)rest + (max - max);
 }
 
+/* log of the sum of exponentials of a row that has no finite maximum, or a NaN. */
+static real lse_of_special(const fastce_array *a, const char *row, int64_t n_classes) {
+    real lse = -INFINITY;
+    for (int64_t k = 0; k < n_classes; k++) {
+        real x;
+        gather(&x, row + k * a->class_stride, 0, 1, a->dtype, a->byte_swapped);
+        if (x != x) return x;
+        if (x > lse) lse = x;
+    }
+    return lse;
+}
+
 static void finish(const task *t, const rows *r, results *s, partial *sums) {
     const fastce_problem *q = t->problem;
     int64_t padded = (r->count + LANES - 1) / LANES * LANES;
+    real mass[VISIT_ROWS];
     for (int64_t i = r->count; i < padded; i++)
-        s->max[i] = s->rest[i] = s->mass[i] = s->distance[i] = s->z[i] = 0;
+        s->max[i] = s->rest[i] = s->distance[i] = s->z[i] = 0, s->mass[i] = 0;
+    for (int64_t i = 0; i < padded; i++) mass[i] = (real)s->mass[i];
     for (int64_t i = 0; i < padded; i += LANES) {
         vec log_total = v_log1p(v_load(&s->rest[i]));
         v_store(&s->log_total[i], log_total);
         vec lse = v_add(v_load(&s->max[i]), log_total), value = lse;
         if (q->target_kind != FASTCE_NO_TARGET)
-            value = v_fma(v_load(&s->mass[i]), log_total, v_load(&s->distance[i]));
+            value = v_fma(v_load(&mass[i]), log_total, v_load(&s->distance[i]));
         if (q->z_loss != 0) value = v_fma(v_load(&s->z[i]), v_mul(lse, lse), value);
         v_store(&s->value[i], value);
     }
     for (int64_t i = 0; i < r->count; i++)
         if (r->weight[i] == 0) s->value[i] = 0;
+    if (q->output == FASTCE_LSE)
+        for (int64_t i = 0; i < r->count; i++)
+            if (s->value[i] != s->value[i])
+                s->value[i] = lse_of_special(&q->logits, r->logits + r->index[i] * r->logits_step, q->n_classes);
 
     enum { CHAINS = 8 };
     double sum[CHAINS] = {0}, lost[CHAINS] = {0};
@@ -54,9 +73,11 @@ static void write_values(const rows *r, const results *s) {
     }
 }
 
+/* Gradient of a row: factor exp(x_k - max) + q_factor q_k / s, but where x_k is the maximum the same without cancellation,
+ * (Q - q_k) p - q_k (1 - p) with 1 - p = r / (1 + r): (total - q_k / s) share + q_k / s lost + pull. */
 typedef struct gradient {
-    real factor;   /* of exp(x_k - max) */
-    real q_factor; /* of q_k / s, for the class vector or the dense row */
+    real factor, q_factor;
+    real total, share, lost, pull;
     real at_label;
 } gradient;
 
@@ -65,23 +86,25 @@ static INLINE gradient gradient_of_row(const task *t, const rows *r, const resul
                                        real label_exp) {
     const fastce_problem *q = t->problem;
     if (q->output == FASTCE_SOFTMAX) return (gradient){.factor = 1 / (1 + s->rest[i])};
-    double rest = (double)s->rest[i], scale = r->grad_scale[i], z_part = 0;
-    if (q->z_loss != 0) {
-        double lse = (double)s->max[i] + (double)first_lane(v_log1p(v_set1(s->rest[i])));
-        z_part = 2 * (double)s->z[i] * lse;
-    }
-    double mass = (double)s->mass[i], total = 1 + rest;
+    double rest = (double)s->rest[i], weight = r->weight[i], scale = r->grad_scale[i], mass = s->mass[i], z_part = 0;
+    double top = 1 / (1 + rest);
+    if (q->z_loss != 0)
+        z_part = 2 * (double)s->z[i] * ((double)s->max[i] + (double)first_lane(v_log1p(v_set1(s->rest[i]))));
     gradient g = {
-        .factor = (real)(scale * (mass + z_part) / total),
-        .q_factor = (real)(scale * r->weight[i]),
+        .factor = (real)(scale * (mass + z_part) * top),
+        .q_factor = (real)(-scale * weight),
+        .total = (real)s->unit_mass[i],
+        .share = (real)(scale * weight * top),
+        .lost = (real)(-scale * weight * (rest * top)),
+        .pull = (real)(scale * z_part * top),
     };
     if (q->target_kind == FASTCE_LABELS) {
-        double p = (double)label_exp / total, at_label = r->label_mass[i];
-        if (q->class_vector) at_label += r->weight[i] * q->class_vector[r->label[i]];
-        if (label_logit == s->max[i] && !q->class_vector)
-            g.at_label = (real)(scale * (z_part * p - mass * (rest / total)));
+        double on_label = r->label_mass[i];
+        if (q->class_vector) on_label += weight * q->class_vector[r->label[i]];
+        if (label_logit == s->max[i])
+            g.at_label = (real)(scale * ((mass - on_label + z_part) * top - on_label * (rest * top)));
         else
-            g.at_label = (real)(scale * ((mass + z_part) * p - at_label));
+            g.at_label = (real)(scale * ((mass + z_part) * ((double)label_exp * top) - on_label));
     }
     return g;
 }

@@ -1,5 +1,6 @@
 /* All kernels of one ISA and one arithmetic. An ISA file defines the lane type and the v_* operations, includes this and
  * names the table. In v_max and v_min a NaN on either side gives the second operand, on every ISA. */
+#include <float.h>
 #include <math.h>
 
 #include "memory.h"

@@ -17,6 +17,7 @@ typedef struct lane_state {
     results s;
     real label_logit[VISIT_ROWS];
     double rest[VISIT_ROWS], mass[VISIT_ROWS], distance[VISIT_ROWS];
+    double rest_lost[VISIT_ROWS], mass_lost[VISIT_ROWS], distance_lost[VISIT_ROWS];
 } lane_state;
 
 static void gather_tile(real *to, const fastce_array *a, const char *base, ptrdiff_t step, const rows *r, int64_t first,
@@ -87,7 +88,7 @@ static INLINE void add_shifted(const rows *r, tile x, int64_t row, int64_t first
             for (int j = 0; j < 4; j++)
                 sum[j] = v_add(sum[j], v_select(v_eq(label[j], v_set1((real)k)), v_set1(0), e[j]));
         }
-        for (int j = 0; j < 4; j++) v_accumulate(&a->rest[row + j * LANES], sum[j]);
+        for (int j = 0; j < 4; j++) v_accumulate(&a->rest[row + j * LANES], &a->rest_lost[row + j * LANES], sum[j]);
     }
 }
 
@@ -98,7 +99,7 @@ static INLINE void add_below_max(tile x, const real *q_vector, const real *q_til
     const ptrdiff_t size = storage_size(storage);
     const char *p = x.p + row * size;
     const vec zero = v_set1(0), lowest = v_set1(-INFINITY);
-    vec max[4], shift[4];
+    vec max[4], shift[4], at_max[4];
     for (int j = 0; j < 4; j++) max[j] = v_load(&a->s.max[row + j * LANES]);
     for (int64_t k = 0; k < n; k++)
         for (int j = 0; j < 4; j++) max[j] = v_max(max[j], load(p + k * x.stride + j * LANES * size, storage));
@@ -112,19 +113,22 @@ static INLINE void add_below_max(tile x, const real *q_vector, const real *q_til
         v_store(kept, e);
         v_store(rise, v_sub(max[j], old));
         v_store(raised, v_step(rises));
+        at_max[j] = v_sub(zero, v_step(rises)); /* counted, never added to what may be far below 1 */
         for (int i = 0; i < LANES; i++) {
             int64_t lane = row + j * LANES + i;
             if (raised[i] == 0) continue;
-            a->rest[lane] = (1 + a->rest[lane]) * (double)kept[i] - 1;
-            if (a->mass[lane] > 0) a->distance[lane] += (double)rise[i] * a->mass[lane];
+            a->rest[lane] = (1 + a->rest[lane]) * (double)kept[i];
+            a->rest_lost[lane] *= (double)kept[i];
+            if (a->mass[lane] > 0)
+                add_exactly(&a->distance[lane], &a->distance_lost[lane], (double)rise[i] * a->mass[lane]);
         }
         v_store(state, max[j]);
         shift[j] = v_select(v_eq(max[j], lowest), zero, max[j]);
     }
     for (int64_t k0 = 0; k0 < n; k0 += FLUSH_CLASSES) {
-        vec below[4], at_max[4], mass[4], distance[4], logit[4], e[4];
+        vec below[4], mass[4], distance[4], logit[4], e[4];
         int64_t end = n - k0 < FLUSH_CLASSES ? n : k0 + FLUSH_CLASSES;
-        for (int j = 0; j < 4; j++) below[j] = at_max[j] = mass[j] = distance[j] = zero;
+        for (int j = 0; j < 4; j++) below[j] = mass[j] = distance[j] = zero;
         for (int64_t k = k0; k < end; k++) {
             for (int j = 0; j < 4; j++) logit[j] = load(p + k * x.stride + j * LANES * size, storage);
             for (int j = 0; j < 4; j++) e[j] = v_sub(logit[j], shift[j]);
@@ -143,12 +147,12 @@ static INLINE void add_below_max(tile x, const real *q_vector, const real *q_til
             }
         }
         for (int j = 0; j < 4; j++) {
-            v_accumulate(&a->rest[row + j * LANES], below[j]);
-            v_accumulate(&a->rest[row + j * LANES], at_max[j]);
-            v_accumulate(&a->mass[row + j * LANES], mass[j]);
-            v_accumulate(&a->distance[row + j * LANES], distance[j]);
+            v_accumulate(&a->rest[row + j * LANES], &a->rest_lost[row + j * LANES], below[j]);
+            v_accumulate(&a->mass[row + j * LANES], &a->mass_lost[row + j * LANES], mass[j]);
+            v_accumulate(&a->distance[row + j * LANES], &a->distance_lost[row + j * LANES], distance[j]);
         }
     }
+    for (int j = 0; j < 4; j++) v_accumulate(&a->rest[row + j * LANES], &a->rest_lost[row + j * LANES], at_max[j]);
 }
 
 typedef struct lane_scratch {
@@ -177,7 +181,8 @@ static INLINE int64_t reduce_by_max(const task *t, const rows *r, lane_state *a,
     int64_t bad = -1;
     for (int64_t i = 0; i < VISIT_ROWS; i++) {
         a->s.max[i] = -INFINITY;
-        a->rest[i] = a->mass[i] = a->distance[i] = 0;
+        a->rest[i] = -1;
+        a->mass[i] = a->distance[i] = a->rest_lost[i] = a->mass_lost[i] = a->distance_lost[i] = 0;
     }
     for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
         int64_t n = q->n_classes - first < TILE_CLASSES ? q->n_classes - first : TILE_CLASSES;
@@ -190,23 +195,32 @@ static INLINE int64_t reduce_by_max(const task *t, const rows *r, lane_state *a,
         for (int64_t row = 0; row < r->count; row += GROUP)
             add_below_max(x, vector, dense ? w->q : NULL, row, n, a, storage);
     }
+    for (int64_t i = 0; i < r->count; i++) {
+        a->rest[i] += a->rest_lost[i];
+        a->mass[i] += a->mass_lost[i];
+        if (a->distance[i] <= DBL_MAX) a->distance[i] += a->distance_lost[i];
+    }
     return bad;
 }
 
 static void set_lane(const task *t, const rows *r, lane_state *a, int64_t i, bool by_max) {
     results *s = &a->s;
     double mass = r->label_mass[i] + r->weight[i] * t->q_vector_sum, distance = 0;
+    s->unit_mass[i] = r->label_mass[i] / r->weight[i] + t->q_vector_sum;
     if (by_max) {
         distance = r->weight[i] * a->distance[i];
         if (r->label[i] >= 0 && r->label_mass[i] > 0)
             distance += r->label_mass[i] * (double)(s->max[i] - a->label_logit[i]);
-        if (t->problem->target_kind == FASTCE_DENSE) mass = r->weight[i] * a->mass[i];
+        if (t->problem->target_kind == FASTCE_DENSE) {
+            mass = r->weight[i] * a->mass[i];
+            s->unit_mass[i] = a->mass[i];
+        }
     }
     set_result(s, i, s->max[i], a->rest[i]);
-    s->mass[i] = (real)mass;
+    s->mass[i] = mass;
     s->distance[i] = (real)distance;
     s->z[i] = (real)(r->weight[i] * t->problem->z_loss);
-    if (r->weight[i] == 0) s->max[i] = s->rest[i] = s->mass[i] = s->distance[i] = 0;
+    if (r->weight[i] == 0) s->max[i] = s->rest[i] = s->distance[i] = 0, s->mass[i] = 0;
 }
 
 static INLINE int64_t reduce_lanes(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct,
@@ -216,13 +230,10 @@ static INLINE int64_t reduce_lanes(const task *t, const rows *r, lane_state *a, 
     load_label_logits(t, r, a);
     if (t->needs_max) {
         bad = reduce_by_max(t, r, a, w, direct, storage);
-        for (int64_t i = 0; i < r->count; i++) {
-            a->rest[i] -= 1;
-            set_lane(t, r, a, i, true);
-        }
+        for (int64_t i = 0; i < r->count; i++) set_lane(t, r, a, i, true);
         return bad;
     }
-    for (int64_t i = 0; i < VISIT_ROWS; i++) a->rest[i] = 0;
+    for (int64_t i = 0; i < VISIT_ROWS; i++) a->rest[i] = a->rest_lost[i] = 0;
     for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
         int64_t n = q->n_classes - first < TILE_CLASSES ? q->n_classes - first : TILE_CLASSES;
         tile x = get_tile(t, r, first, n, direct, w->x);
@@ -231,6 +242,7 @@ static INLINE int64_t reduce_lanes(const task *t, const rows *r, lane_state *a, 
     bool again = false;
     for (int64_t i = 0; i < r->count; i++) {
         real x = a->label_logit[i];
+        a->rest[i] += a->rest_lost[i];
         bool shifted = r->label[i] < 0 || (x - x == 0 && a->rest[i] <= LARGEST_SHIFTED_SUM);
         a->s.max[i] = x;
         if (!shifted) a->rest[i] = -1;
@@ -244,7 +256,7 @@ static INLINE int64_t reduce_lanes(const task *t, const rows *r, lane_state *a, 
         for (int64_t i = 0; i < r->count; i++) {
             if (a->rest[i] >= 0) continue;
             a->s.max[i] = b.s.max[i];
-            a->rest[i] = b.rest[i] - 1;
+            a->rest[i] = b.rest[i];
             a->distance[i] = 0;
             set_lane(t, r, a, i, true);
         }
@@ -257,41 +269,40 @@ static INLINE void write_group(const task *t, const rows *r, tile x, const real 
                                const gradient *g, int64_t row, int64_t first, int64_t n, const lane_state *a, char *to,
                                ptrdiff_t to_stride, fastce_dtype storage, fastce_dtype to_storage, bool stream) {
     const ptrdiff_t size = storage_size(storage), to_size = storage_size(to_storage);
-    const bool logs = t->problem->output == FASTCE_LOG_SOFTMAX;
-    real lanes[4][GROUP];
+    const bool logs = t->problem->output == FASTCE_LOG_SOFTMAX, has_q = q_vector || q_tile;
+    enum { FACTOR, Q_FACTOR, TOTAL, SHARE, LOST, PULL, AT_LABEL, WANTED, FIELDS };
+    real lanes[FIELDS][GROUP];
     for (int i = 0; i < GROUP; i++) {
-        lanes[0][i] = g[row + i].factor;
-        lanes[1][i] = -g[row + i].q_factor;
-        lanes[2][i] = g[row + i].at_label;
-        lanes[3][i] = row + i < r->count && r->weight[row + i] != 0;
+        const gradient *of = &g[row + i];
+        real field[FIELDS] = {of->factor, of->q_factor, of->total, of->share, of->lost, of->pull, of->at_label,
+                              row + i < r->count && r->weight[row + i] != 0};
+        for (int f = 0; f < FIELDS; f++) lanes[f][i] = field[f];
     }
-    vec label[4], max[4], factor[4], q_factor[4], at_label[4], wanted[4], log_total[4], e[4];
+    const vec zero = v_set1(0);
+    vec label[4], max[4], e[4];
     labels_in_block(r, row, first, n, label);
-    for (int j = 0; j < 4; j++) {
-        max[j] = v_load(&a->s.max[row + j * LANES]);
-        log_total[j] = v_load(&a->s.log_total[row + j * LANES]);
-        factor[j] = v_load(lanes[0] + j * LANES);
-        q_factor[j] = v_load(lanes[1] + j * LANES);
-        at_label[j] = v_load(lanes[2] + j * LANES);
-        wanted[j] = v_load(lanes[3] + j * LANES);
-    }
+    for (int j = 0; j < 4; j++) max[j] = v_load(&a->s.max[row + j * LANES]);
     for (int64_t k = 0; k < n; k++) {
         for (int j = 0; j < 4; j++)
             e[j] = v_sub(load(x.p + k * x.stride + (row + j * LANES) * size, storage), max[j]);
+        vec gap[4] = {e[0], e[1], e[2], e[3]};
         if (logs) {
-            for (int j = 0; j < 4; j++) e[j] = v_sub(e[j], log_total[j]);
+            for (int j = 0; j < 4; j++) e[j] = v_sub(e[j], v_load(&a->s.log_total[row + j * LANES]));
         } else {
             exp_vectors(e, 4);
-            for (int j = 0; j < 4; j++) e[j] = v_mul(e[j], factor[j]);
+            for (int j = 0; j < 4; j++) e[j] = v_mul(e[j], v_load(lanes[FACTOR] + j * LANES));
         }
-        if (q_vector || q_tile)
-            for (int j = 0; j < 4; j++) {
-                vec q = q_tile ? v_load(q_tile + k * VISIT_ROWS + row + j * LANES) : v_set1(q_vector[k]);
-                e[j] = v_fma(q_factor[j], q, e[j]);
-            }
+        for (int j = 0; j < 4 && has_q; j++) {
+            vec q = q_tile ? v_load(q_tile + k * VISIT_ROWS + row + j * LANES) : v_set1(q_vector[k]);
+            vec top = v_fma(v_sub(v_load(lanes[TOTAL] + j * LANES), q), v_load(lanes[SHARE] + j * LANES),
+                            v_load(lanes[PULL] + j * LANES));
+            top = v_fma(v_load(lanes[LOST] + j * LANES), q, top);
+            e[j] = v_fma(v_load(lanes[Q_FACTOR] + j * LANES), q, e[j]);
+            e[j] = v_select(v_eq(gap[j], zero), top, e[j]);
+        }
         for (int j = 0; j < 4; j++) {
-            e[j] = v_select(v_eq(label[j], v_set1((real)k)), at_label[j], e[j]);
-            e[j] = v_select(v_gt(wanted[j], v_set1(0)), e[j], v_set1(0));
+            e[j] = v_select(v_eq(label[j], v_set1((real)k)), v_load(lanes[AT_LABEL] + j * LANES), e[j]);
+            e[j] = v_select(v_gt(v_load(lanes[WANTED] + j * LANES), zero), e[j], zero);
             store(to + k * to_stride + (row + j * LANES) * to_size, e[j], to_storage, stream);
         }
     }

@@ -26,8 +26,7 @@ static INLINE vec load_first(const char *p, int64_t n, real rest, fastce_dtype s
     if (storage == FASTCE_F16 || storage == FASTCE_BF16) {
         uint16_t lanes[LANES];
         uint16_t bits = storage == FASTCE_F16 ? f16_from_float(rest) : bf16_from_float(rest);
-        for (int i = 0; i < LANES; i++) lanes[i] = bits;
-        memcpy(lanes, p, (size_t)n * 2);
+        for (int i = 0; i < LANES; i++) lanes[i] = i < n ? (uint16_t)load_bits(p + i * 2, 2, false) : bits;
         return load((const char *)lanes, storage);
     }
 #endif
@@ -58,7 +57,7 @@ static INLINE void store_first(char *p, vec a, int64_t n, fastce_dtype storage) 
     if (storage == FASTCE_F16 || storage == FASTCE_BF16) {
         uint16_t lanes[LANES];
         v_store_half(lanes, storage == FASTCE_F16 ? v_to_f16(a) : v_to_bf16(a));
-        memcpy(p, lanes, (size_t)n * 2);
+        for (int i = 0; i < LANES && i < n; i++) store_bits(p + i * 2, lanes[i], 2, false);
         return;
     }
 #endif
@@ -70,6 +69,23 @@ static INLINE real first_lane(vec a) {
     real lanes[LANES];
     v_store(lanes, a);
     return lanes[0];
+}
+
+/* Sums of lanes in float64; what rounding loses of them is kept where the arithmetic is no narrower than the sum. */
+typedef struct lane_sums {
+    double sum[LANES], lost[LANES];
+} lane_sums;
+
+static INLINE double total_of(lane_sums *s) {
+    double sum = 0, lost = 0;
+    if (sizeof(real) == sizeof(double)) {
+        for (int i = 0; i < LANES; i++) add_exactly(&sum, &lost, s->sum[i]), lost += s->lost[i];
+    } else {
+        for (int width = LANES / 2; width > 0; width /= 2)
+            for (int i = 0; i < width; i++) s->sum[i] += s->sum[i + width];
+        sum = s->sum[0];
+    }
+    return sum <= DBL_MAX ? sum + lost : sum; /* beside infinity, what was lost is NaN */
 }
 
 /* Copies elements of any dtype, byte order and stride into reals. */

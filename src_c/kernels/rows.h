@@ -18,12 +18,6 @@ static INLINE block get_block(const fastce_array *a, const char *row, int64_t fi
     return (block){(const char *)copy, n};
 }
 
-static INLINE double sum_lanes(double *sums) {
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int i = 0; i < width; i++) sums[i] += sums[i + width];
-    return sums[0];
-}
-
 /* A NaN may or may not come out: the sum of the exponentials finds it. */
 static INLINE real block_max(block b, fastce_dtype storage) {
     const ptrdiff_t size = storage_size(storage);
@@ -70,8 +64,8 @@ static INLINE void exp_and_add(vec *x, int count, vec shift, vec *sum, real *kep
     for (int j = 0; j < count; j++) sum[j] = v_add(sum[j], x[j]);
 }
 
-static INLINE void flush(double *sums, vec *sum) {
-    v_accumulate(sums, v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
+static INLINE void flush(lane_sums *sums, vec *sum) {
+    v_accumulate(sums->sum, sums->lost, v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
     for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
 }
 
@@ -80,7 +74,7 @@ static INLINE void flush(double *sums, vec *sum) {
 static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *kept, fastce_dtype storage) {
     enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
-    double sums[LANES] = {0};
+    lane_sums sums = {{0}, {0}};
     vec sum[4], x[4], shifts = v_set1(shift);
     for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
 
@@ -101,7 +95,7 @@ static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *
             __builtin_prefetch(b.p + i * size + PREFETCH_BYTES + line);
         for (int j = 0; j < 4; j++) x[j] = load(p + j * LANES * size, storage);
         exp_and_add(x, 4, shifts, sum, kept ? kept + i : NULL);
-        if (++groups % GROUPS_A_FLUSH == 0) flush(sums, sum);
+        if (++groups % GROUPS_A_FLUSH == 0) flush(&sums, sum);
     }
     for (int j = 0; i < b.n; i += LANES, j++) {
         int64_t n = b.n - i < LANES ? b.n - i : LANES;
@@ -109,8 +103,8 @@ static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *
         x[0] = without(x[0], excluded - i);
         exp_and_add(x, 1, shifts, &sum[j], kept ? kept + i : NULL);
     }
-    flush(sums, sum);
-    return sum_lanes(sums);
+    flush(&sums, sum);
+    return total_of(&sums);
 }
 
 /* exp(x_k - shift) for a block, as block_exp_sum keeps them. */
@@ -134,7 +128,7 @@ static INLINE void block_distance(block b, const real *q, real shift, double *ma
                                   fastce_dtype storage) {
     enum { VECTORS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
-    double masses[LANES] = {0}, distances[LANES] = {0};
+    lane_sums masses = {{0}, {0}}, distances = {{0}, {0}};
     vec m = v_set1(0), d = v_set1(0), zero = v_set1(0);
     int vectors = 0;
     for (int64_t i = 0; i < b.n; i += LANES) {
@@ -144,15 +138,15 @@ static INLINE void block_distance(block b, const real *q, real shift, double *ma
         m = v_add(m, qs);
         d = v_add(d, v_select(v_gt(qs, zero), v_mul(qs, v_sub(v_set1(shift), x)), zero));
         if (++vectors % VECTORS_A_FLUSH == 0) {
-            v_accumulate(masses, m);
-            v_accumulate(distances, d);
+            v_accumulate(masses.sum, masses.lost, m);
+            v_accumulate(distances.sum, distances.lost, d);
             m = d = zero;
         }
     }
-    v_accumulate(masses, m);
-    v_accumulate(distances, d);
-    *mass = sum_lanes(masses);
-    *distance = sum_lanes(distances);
+    v_accumulate(masses.sum, masses.lost, m);
+    v_accumulate(distances.sum, distances.lost, d);
+    *mass = total_of(&masses);
+    *distance = total_of(&distances);
 }
 
 /* Whether a block of dense targets is finite and not negative. */
@@ -219,16 +213,16 @@ static row_scratch lay_out_rows(const task *t, char *scratch) {
 static INLINE double shifted_sum(const task *t, const char *row, int64_t label, real shift, row_scratch *w, bool keep,
                                  bool direct, fastce_dtype storage) {
     const fastce_problem *q = t->problem;
-    double sum = 0;
+    double sum = 0, lost = 0;
     if (shift - shift != 0) return INFINITY;
     for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
         int64_t excluded = label >= first && label < first + b.n ? label - first : -1;
-        sum += block_exp_sum(b, shift, excluded, keep ? w->kept + first : NULL, storage);
+        add_exactly(&sum, &lost, block_exp_sum(b, shift, excluded, keep ? w->kept + first : NULL, storage));
         if (keep) w->shifts[first / BLOCK_CLASSES] = shift;
     }
     if (keep) w->kept[label] = 1;
-    return sum;
+    return sum + lost;
 }
 
 typedef struct max_result {
@@ -242,20 +236,23 @@ static INLINE max_result max_and_rest(const task *t, const char *row, const char
                                       bool direct, fastce_dtype storage) {
     const fastce_problem *q = t->problem;
     max_result s = {.max = -INFINITY, .rest = -1};
+    double rest_lost = 0, mass_lost = 0, distance_lost = 0;
     for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
         real block_maximum = block_max(b, storage);
         int64_t excluded = -1;
         if (block_maximum > s.max) {
             real rise = block_maximum - s.max;
-            s.rest = (1 + s.rest) * (double)exp_one(-rise);
-            if (s.mass > 0) s.distance += (double)rise * s.mass;
+            double scale = (double)exp_one(-rise);
+            s.rest = (1 + s.rest) * scale;
+            rest_lost *= scale;
+            if (s.mass > 0) add_exactly(&s.distance, &distance_lost, (double)rise * s.mass);
             s.max = block_maximum;
             excluded = block_find(b, block_maximum, storage);
         }
         real shift = s.max == -INFINITY ? 0 : s.max;
         real *kept = keep ? w->kept + first : NULL;
-        s.rest += block_exp_sum(b, shift, excluded, kept, storage);
+        add_exactly(&s.rest, &rest_lost, block_exp_sum(b, shift, excluded, kept, storage));
         if (keep) {
             if (excluded >= 0) kept[excluded] = 1;
             w->shifts[first / BLOCK_CLASSES] = shift;
@@ -268,45 +265,55 @@ static INLINE max_result max_and_rest(const task *t, const char *row, const char
         if (qs) {
             double mass, distance;
             block_distance(b, qs, shift, &mass, &distance, storage);
-            s.mass += mass;
-            s.distance += distance;
+            add_exactly(&s.mass, &mass_lost, mass);
+            add_exactly(&s.distance, &distance_lost, distance);
         }
     }
+    s.rest += rest_lost;
+    s.mass += mass_lost;
+    if (s.distance <= DBL_MAX) s.distance += distance_lost;
     return s;
 }
 
-/* out_k = factor e_k - q_factor q_k for a block, in whole lines past the cache where it streams. */
-static INLINE void write_block(char *out, const real *e, const real *q, real factor, real q_factor, int64_t n,
-                               fastce_dtype storage, bool stream) {
+/* The gradient from the exponentials of a block, which are shifted by the row's maximum where at_max. */
+static INLINE vec scaled(vec e, const real *q, int64_t n, const gradient *g, bool at_max) {
+    vec x = v_mul(v_set1(g->factor), e);
+    if (!q) return x;
+    vec qs = n < LANES ? v_load_first(q, n, v_set1(0)) : v_load(q);
+    x = v_fma(v_set1(g->q_factor), qs, x);
+    if (!at_max) return x;
+    vec top = v_fma(v_sub(v_set1(g->total), qs), v_set1(g->share), v_set1(g->pull));
+    return v_select(v_eq(e, v_set1(1)), v_fma(v_set1(g->lost), qs, top), x);
+}
+
+/* Writes a block of a gradient, or of probabilities; in whole lines past the cache where it streams. */
+static INLINE void write_block_as(char *out, const real *e, const real *q, const gradient *g, bool at_max, int64_t n,
+                                  fastce_dtype storage, bool stream) {
     const ptrdiff_t size = storage_size(storage);
-    const vec f = v_set1(factor), c = v_set1(-q_factor);
-    int64_t i = 0;
-    if (stream) {
-        int64_t head = (int64_t)(-(uintptr_t)out % 64) / size;
-        while (i < head && i < n) {
-            int64_t count = head - i < LANES ? head - i : LANES;
-            if (count > n - i) count = n - i;
-            vec x = v_mul(f, v_load_first(e + i, count, f));
-            if (q) x = v_fma(c, v_load_first(q + i, count, f), x);
-            store_first(out + i * size, x, count, storage);
-            i += count;
-        }
-        for (; i + LANES <= n; i += LANES) {
-            vec x = v_mul(f, v_load(e + i));
-            if (q) x = v_fma(c, v_load(q + i), x);
-            store(out + i * size, x, storage, true);
-        }
+    int64_t i = 0, head = stream ? (int64_t)(-(uintptr_t)out % 64) / size : 0;
+    while (i < head && i < n) {
+        int64_t count = head - i < LANES ? head - i : LANES;
+        if (count > n - i) count = n - i;
+        vec x = scaled(v_load_first(e + i, count, v_set1(0)), q ? q + i : NULL, count, g, at_max);
+        store_first(out + i * size, x, count, storage);
+        i += count;
     }
-    for (; i + LANES <= n; i += LANES) {
-        vec x = v_mul(f, v_load(e + i));
-        if (q) x = v_fma(c, v_load(q + i), x);
-        store(out + i * size, x, storage, false);
-    }
+    for (; i + LANES <= n; i += LANES)
+        store(out + i * size, scaled(v_load(e + i), q ? q + i : NULL, LANES, g, at_max), storage, stream);
     if (i < n) {
-        vec x = v_mul(f, v_load_first(e + i, n - i, f));
-        if (q) x = v_fma(c, v_load_first(q + i, n - i, f), x);
+        vec x = scaled(v_load_first(e + i, n - i, v_set1(0)), q ? q + i : NULL, n - i, g, at_max);
         store_first(out + i * size, x, n - i, storage);
     }
+}
+
+static INLINE void write_block(char *out, const real *e, const real *q, const gradient *g, bool at_max, int64_t n,
+                               fastce_dtype storage, bool stream) {
+    if (q)
+        write_block_as(out, e, q, g, at_max, n, storage, stream);
+    else if (stream)
+        write_block_as(out, e, NULL, g, false, n, storage, true);
+    else
+        write_block_as(out, e, NULL, g, false, n, storage, false);
 }
 
 /* out_k = (x_k - max) - log1p(rest) for a block. */
@@ -338,29 +345,30 @@ static INLINE void write_row(const task *t, const rows *r, const results *s, int
             gather(&label_logit, row + label * q->logits.class_stride, 0, 1, q->logits.dtype, q->logits.byte_swapped);
         g = gradient_of_row(t, r, s, i, label_logit, label >= 0 ? exp_one(label_logit - max) : 0);
     }
-    /* Where the kept exponentials are in memory anyway, the label's gradient goes with them if the factor can carry it. */
     bool stream = t->stream && (uintptr_t)out % (uintptr_t)storage_size(storage) == 0;
     for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
         int64_t n = q->n_classes - first < BLOCK_CLASSES ? q->n_classes - first : BLOCK_CLASSES;
         const real *e = w->kept + first, *qs = t->q_vector ? (const real *)t->q_vector + first : NULL;
-        real factor = g.factor;
-        if (log_softmax || !keep) {
-            block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
-            if (log_softmax)
-                write_log_block(w->out, b, max, log_total, storage);
-            else
-                block_exp(b, max, w->x, storage);
-            e = log_softmax ? w->out : w->x;
-            if (log_softmax) factor = 1;
+        gradient block_gradient = g;
+        bool at_max = true;
+        if (log_softmax) {
+            write_log_block(w->out, get_block(&q->logits, row, first, q->n_classes, direct, w->x), max, log_total,
+                            storage);
+            e = w->out;
+            block_gradient.factor = 1;
+        } else if (!keep) {
+            block_exp(get_block(&q->logits, row, first, q->n_classes, direct, w->x), max, w->out, storage);
+            e = w->out;
         } else if (w->shifts[first / BLOCK_CLASSES] != max) {
-            factor *= exp_one(w->shifts[first / BLOCK_CLASSES] - max);
+            block_gradient.factor *= exp_one(w->shifts[first / BLOCK_CLASSES] - max);
+            at_max = false;
         }
         if (q->target_kind == FASTCE_DENSE) qs = get_dense_block(t, dense, first, n, w->q);
         char *to = out + first * q->out.class_stride;
         if (t->out_direct) {
-            write_block(to, e, qs, factor, g.q_factor, n, storage, stream);
+            write_block(to, e, qs, &block_gradient, at_max, n, storage, stream);
         } else {
-            write_block((char *)w->out, e, qs, factor, g.q_factor, n, real_dtype(), false);
+            write_block((char *)w->out, e, qs, &block_gradient, at_max, n, real_dtype(), false);
             scatter(to, q->out.class_stride, w->out, n, q->out.dtype, q->out.byte_swapped);
         }
     }
@@ -380,7 +388,8 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char 
         real label_logit = 0;
         if (label >= 0)
             gather(&label_logit, row + label * q->logits.class_stride, 0, 1, q->logits.dtype, q->logits.byte_swapped);
-        s.mass[i] = (real)(r->label_mass[i] + r->weight[i] * t->q_vector_sum);
+        s.mass[i] = r->label_mass[i] + r->weight[i] * t->q_vector_sum;
+        s.unit_mass[i] = r->label_mass[i] / r->weight[i] + t->q_vector_sum;
         s.z[i] = (real)(r->weight[i] * q->z_loss);
         s.distance[i] = 0;
         double sum = INFINITY;
@@ -394,7 +403,10 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char 
             double distance = r->weight[i] * m.distance;
             if (label >= 0 && r->label_mass[i] > 0) distance += r->label_mass[i] * (double)(m.max - label_logit);
             s.distance[i] = (real)distance;
-            if (q->target_kind == FASTCE_DENSE) s.mass[i] = (real)(r->weight[i] * m.mass);
+            if (q->target_kind == FASTCE_DENSE) {
+                s.mass[i] = r->weight[i] * m.mass;
+                s.unit_mass[i] = m.mass;
+            }
         }
         if (q->out.data) write_row(t, r, &s, i, &w, keep, direct, storage);
     }
