@@ -20,11 +20,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from files import write_safetensors, write_sparse
-from matrix import VARIANTS
 
 import fastce
 from fastce._cli import _demo, main
+from files import write_safetensors, write_sparse
+from matrix import VARIANTS
 
 SHOW_AT_ONCE = "import fastce._cli._console as c; c.PROGRESS_AFTER = 0"
 NO_EXTRAS = "for name in ('tqdm', 'ml_dtypes', 'safetensors', 'numba'): sys.modules[name] = None"

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bad_inputs import BAD_INPUTS, FILES, Bad, good
-from files import BAD_NPY, BAD_SAFETENSORS, npy, npy_header, write_safetensors
-from matrix import VARIANTS
 
+from bad_inputs import BAD_INPUTS, FILES, Bad, good
 from fastce._cli import main
 from fastce._cli._console import CommandError
 from fastce._cli._files import open_array
+from files import BAD_NPY, BAD_SAFETENSORS, npy, npy_header, write_safetensors
+from matrix import VARIANTS
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

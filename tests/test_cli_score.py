@@ -12,12 +12,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from files import Array, npy, npy_header, write_safetensors
-from matrix import VARIANTS
 
 import fastce
 from fastce._cli import _score as score_module
 from fastce._cli import main
+from files import Array, npy, npy_header, write_safetensors
+from matrix import VARIANTS
 
 N, C = 41, 13
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import fastce
 from fastce import _backends
 from fastce._cli._console import CommandError, one_line
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141

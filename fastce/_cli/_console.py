@@ -7,11 +7,9 @@ terminal and in a pipe, which is not worth a dependency.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 PROGRESS_AFTER = 1.0
 """Seconds of work after which it is worth a progress bar."""

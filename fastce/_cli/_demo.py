@@ -7,24 +7,21 @@ without a library, kept here to be read; the backend ``numpy`` does more (every 
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import statistics
 import time
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 import fastce
 from fastce import _backends, _settings
 from fastce._cli._console import CommandError, one_line, table, threads
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
-
-    from fastce._problem import Array
+from fastce._problem import Array
 
 ROUNDS = 5
 SECONDS = 15.0

@@ -15,20 +15,17 @@ import json
 import math
 import stat
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from fastce import _dtypes
 from fastce._cli._console import CommandError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from fastce._problem import Array
+from fastce._problem import Array
 
 Index = tuple[slice | int | EllipsisType, ...]
 

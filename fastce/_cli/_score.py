@@ -7,27 +7,24 @@ visited while it is in cache: the objective, the plain loss where the options ma
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from fastce import _dtypes, _inputs, _pipeline
 from fastce._cli._console import CommandError, progress, si, table, threads
 from fastce._cli._files import Index, Source, open_array
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator
-
-    from fastce._problem import Array, Problem
+from fastce._problem import Array, Problem
 
 BLOCK_BYTES = 4 << 20
 """Logits and dense target that are visited at a time: they fit a last-level cache, and make a call's cost vanish."""
