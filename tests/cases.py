@@ -25,7 +25,7 @@ def labels(rng: np.random.Generator, shape: tuple[int, ...] | int, n_classes: in
     return rng.integers(0, n_classes, shape).astype(dtype)
 
 
-def dense(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any = np.float64) -> Array:
+def dense(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
     """Rows that are not normalised and have zeros."""
     t = rng.random(shape) * (rng.random(shape) < 0.7)
     return t.astype(dtype)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tolerances
-from matrix import Engine
 
 import oracle
+import tolerances
+from matrix import Engine
 from oracle import Answer, Wide, widen
 
 Array = npt.NDArray[Any]

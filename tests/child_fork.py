@@ -12,6 +12,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
 from matrix import ENGINES
 
 TIMEOUT = 60

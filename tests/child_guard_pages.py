@@ -10,8 +10,9 @@ import mmap
 import sys
 from typing import Any
 
-import cases
 import numpy as np
+
+import cases
 from matrix import DTYPES, Engine, lanes
 
 PAGE = mmap.PAGESIZE

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cases
 import numpy as np
+
+import cases
 from matrix import Engine
 
 SHAPE = (1024, 16000)

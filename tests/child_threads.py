@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
 from matrix import ENGINES
 
 RNG = np.random.default_rng(4)

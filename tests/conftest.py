@@ -7,6 +7,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+
 from matrix import COMPILED, DTYPES, ENGINES, Engine
 
 # The same examples in every run: a failure seen once is seen again, and engines are given the same work.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import cases
 import numpy as np
 import pytest
+
+import cases
 import tolerances
 from checks import answer, close
-from matrix import ENGINES, VARIANTS
-
 from fastce import _backends
+from matrix import ENGINES, VARIANTS
 
 DType = np.dtype[Any]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import bad_inputs
-import cases
 import numpy as np
 import pytest
+
+import bad_inputs
+import cases
 from bad_inputs import BAD_INPUTS, GRADIENT, Bad
 from matrix import BLOCK, ENGINES, Engine
 

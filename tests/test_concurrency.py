@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import cases
 import numpy as np
 import pytest
+
+import cases
+import fastce
 from checks import same_bits
 from matrix import ENGINES, Engine
-
-import fastce
 
 LAYERS = ["default", "omp", "workqueue"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import cases
 import numpy as np
 import pytest
+
+import cases
 from checks import same_bits
 from matrix import BLOCK, Engine, lanes
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import cases
 import numpy as np
 import pytest
+
+import cases
+import oracle
 import tolerances
 from checks import agree, answer, check_grad, loss_dtype, same_bits, total
 from matrix import Engine
-
-import oracle
 
 DType = np.dtype[Any]
 REDUCTIONS = ["mean", "sum", "none"]

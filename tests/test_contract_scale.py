@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import oracle
 import tolerances
 from checks import check_grad, close
 from matrix import COMPILED, Engine
-
-import oracle
 
 LIMIT = 2**31
 

@@ -12,9 +12,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import cases
 import numpy as np
 import pytest
+
+import cases
 from checks import same_bits
 from matrix import Engine
 

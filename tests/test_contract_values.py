@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import cases
 import numpy as np
 import pytest
+
+import cases
+import oracle
 import tolerances
 from checks import agree, check_value, close
 from matrix import BLOCK, Engine, lanes
-
-import oracle
 
 DType = np.dtype[Any]
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from matrix import Engine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the child uses Linux's mmap and mprotect")

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matrix import DTYPES, ENGINES, VARIANTS, Engine, expected_isas
 
 import fastce
 from fastce import _backends, _dtypes, _settings
+from matrix import DTYPES, ENGINES, VARIANTS, Engine, expected_isas
 
 
 def test_backends_are_those_expected() -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matrix import VARIANTS, Engine, expected_isas
 
 import fastce
 from fastce import _threads
+from matrix import VARIANTS, Engine, expected_isas
 
 X, Y = np.zeros((4, 3), np.float32), np.zeros(4, int)
 

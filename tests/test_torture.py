@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import cases
 import ml_dtypes
 import numpy as np
 import pytest
+
+import cases
 from checks import agree
 from matrix import BLOCK, Engine, lanes
 
