@@ -65,3 +65,11 @@ class Cache:
     def _path(self, signature: Any, codegen: Any) -> Path:
         key = "\0".join((self._dependencies, str(signature), str(codegen.magic_tuple())))
         return Path(self.cache_path, f"fastce-{hashlib.sha256(key.encode()).hexdigest()[:32]}.nbc")
+
+
+def folder(function: Any) -> str | None:
+    """Return where the kernels are kept, or None where none can be."""
+    try:
+        return str(Cache(function, {}).cache_path)
+    except (OSError, RuntimeError):
+        return None

@@ -39,26 +39,10 @@ class Stream(types.Type):  # type: ignore[misc]
         super().__init__(name=f"Stream({code}, {real})")
 
 
-class Lanes(types.Type):  # type: ignore[misc]
-    """The type of a vector: ``count`` elements of "f4", "f8", "i4" or "i8"."""
-
-    def __init__(self, element: str, count: int) -> None:
-        self.element = element
-        self.count = count
-        super().__init__(name=f"Lanes({element}, {count})")
-
-
 @register_model(Stream)
 class _StreamModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, stream: Stream) -> None:
         super().__init__(manager, stream, _INT64)
-
-
-@register_model(Lanes)
-class _LanesModel(models.PrimitiveModel):  # type: ignore[misc]
-    def __init__(self, manager: Any, lanes: Lanes) -> None:
-        element = _REALS.get(lanes.element) or ir.IntType(8 * int(lanes.element[1]))
-        super().__init__(manager, lanes, ir.VectorType(element, lanes.count))
 
 
 @unbox(Stream)
@@ -89,6 +73,10 @@ class Value:
     @property
     def floating(self) -> bool:
         return not isinstance(self.element, ir.IntType)
+
+    @property
+    def real(self) -> str:
+        return "f4" if self.element == _REALS["f4"] else "f8"
 
     def like(self, number: Value | float) -> Value:
         """Return a constant of this one's type."""
@@ -128,6 +116,16 @@ class Value:
 
     def __or__(self, other: Value | int) -> Value:
         return self._binary("or_", "or_", other)
+
+    def __floordiv__(self, other: Value | int) -> Value:
+        """Divide integers that are not negative."""
+        return self._binary("udiv", "udiv", other)
+
+    def __mod__(self, other: Value | int) -> Value:
+        return self._binary("urem", "urem", other)
+
+    def __invert__(self) -> Value:
+        return Value(self.builder, self.builder.not_(self.ir))
 
     def __lshift__(self, other: int) -> Value:
         return self._binary("shl", "shl", other)
@@ -182,6 +180,21 @@ class Value:
         loaded = self.builder.load(self.pointer(), typ=element if count is None else ir.VectorType(element, count))
         loaded.align = 1
         return Value(self.builder, loaded)
+
+    def read_like(self, value: Value) -> Value:
+        """Return a value of the other's type from this address."""
+        loaded = self.builder.load(self.pointer(), typ=value.ir.type)
+        loaded.align = 1
+        return Value(self.builder, loaded)
+
+    def integer(self, number: int, bits: int) -> Value:
+        """Return a constant."""
+        return Value(self.builder, ir.Constant(ir.IntType(bits), number))
+
+    def invoke(self, *arguments: Value) -> None:
+        """Call the C function at this address."""
+        function = ir.FunctionType(ir.VoidType(), [argument.ir.type for argument in arguments])
+        self.builder.call(self.builder.inttoptr(self.ir, function.as_pointer()), [a.ir for a in arguments])
 
     def write(self, value: Value) -> None:
         """Store a value at this address."""
@@ -258,7 +271,11 @@ class Memory:
         self.builder = builder
         self.stream = stream
         self.address = Value(builder, address)
+        self.real = stream.real
+        self.real_size = int(stream.real[1])
+        self.itemsize = stream.itemsize
         self.lanes = LANES[stream.real]
+        self.step = self.address.integer(self.lanes * stream.itemsize, 64)
         self._f16c = f16c
 
     def constant(self, number: float) -> Value:
@@ -269,7 +286,7 @@ class Memory:
     def load(self, address: Value, live: Value | None = None, fill: float = 0.0, lanes: int | None = None) -> Value:
         """Return the vector at an address; of its elements only the first ``live`` are read, the rest is ``fill``."""
         if live is None:
-            return self._decode(address.read(8 * self.stream.itemsize, lanes or self.lanes))
+            return self._decode(address.read(8 * self.stream.itemsize, self.lanes))
         mask = self.mask(live)
         raw = ir.VectorType(ir.IntType(8 * self.stream.itemsize), self.lanes)
         function = cgutils.get_or_insert_function(
@@ -334,6 +351,84 @@ class Memory:
         return self._swap(_to_half(value))
 
 
+class Items:
+    """An array inside a structure while code is written."""
+
+    __slots__ = ("address", "element")
+
+    def __init__(self, address: Value, element: types.Type) -> None:
+        self.address = address
+        self.element = element
+
+    def at(self, index: Value | int) -> Value:
+        """Return the address of an element."""
+        return self.address + self.address.like(index) * (self.element.bitwidth // 8)
+
+    def __getitem__(self, index: Value | int) -> Value:
+        raw = self.at(index).read(self.element.bitwidth)
+        return raw if isinstance(self.element, types.Integer) else raw.from_bits()
+
+    def __setitem__(self, index: Value | int, value: Value) -> None:
+        self.at(index).write(value)
+
+
+class Struct:
+    """A NumPy record while code is written: numbers are read by name, an array is an Items."""
+
+    __slots__ = ("address", "record")
+
+    def __init__(self, address: Value, record: types.Record) -> None:
+        self.address = address
+        self.record = record
+
+    def __getattr__(self, name: str) -> Any:
+        field = self.record.typeof(name)
+        place = self.address + self.record.offset(name)
+        return Items(place, field.dtype) if isinstance(field, types.NestedArray) else Items(place, field)[0]
+
+
+State = tuple[Value, ...]
+
+
+def loop(start: Value | int, stop: Value, step: int, state: State, body: Callable[..., State]) -> State:
+    """Write ``for i in range(start, stop, step): state = body(i, *state)``; return the last state."""
+    builder = stop.builder
+    before, head = builder.block, builder.append_basic_block("head")
+    inside, after = builder.append_basic_block("body"), builder.append_basic_block("after")
+    builder.branch(head)
+    builder.position_at_end(head)
+    phis = [builder.phi(value.ir.type) for value in (stop, *state)]
+    for phi, value in zip(phis, (stop.like(start), *state), strict=True):
+        phi.add_incoming(value.ir, before)
+    index, *current = (Value(builder, phi) for phi in phis)
+    builder.cbranch((index < stop).ir, inside, after)
+    builder.position_at_end(inside)
+    following = (index + step, *body(index, *current))
+    for phi, value in zip(phis, following, strict=True):
+        phi.add_incoming(value.ir, builder.block)
+    builder.branch(head)
+    builder.position_at_end(after)
+    return tuple(current)
+
+
+def when(condition: Value, state: State, body: Callable[..., State]) -> State:
+    """Write ``if condition: state = body(*state)``; return the state."""
+    builder = condition.builder
+    before, inside, after = builder.block, builder.append_basic_block("when"), builder.append_basic_block("after")
+    builder.cbranch(condition.ir, inside, after)
+    builder.position_at_end(inside)
+    changed, end = body(*state), builder.block
+    builder.branch(after)
+    builder.position_at_end(after)
+    merged = []
+    for old, new in zip(state, changed, strict=True):
+        phi = builder.phi(old.ir.type)
+        phi.add_incoming(old.ir, before)
+        phi.add_incoming(new.ir, end)
+        merged.append(Value(builder, phi))
+    return tuple(merged)
+
+
 def _from_half(raw: Value) -> Value:
     """Return float16 as float32: the exponent moves by a product, which makes subnormals right; infinities follow."""
     wide = raw._cast("zext", ir.IntType(32))
@@ -364,19 +459,17 @@ def _to_bfloat(value: Value) -> Value:
 def traced(function: Callable[..., Any]) -> Any:
     """Make a Python function over Values callable from Numba code, where it writes its instructions in place.
 
-    It gets a Value for each number or vector, a Memory for each Stream, an int for each literal and None for
-    None, and returns a Value, a tuple of them or None.
+    It gets a Value for each number, a Memory for each Stream, a Struct for each record, an int for each literal and
+    None for None, and returns a number or None.
     """
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def result_type(arguments: tuple[types.Type, ...], context: Any) -> types.Type:
         # Written once into a module that is thrown away, to learn the type of the result.
         inputs = [context.get_value_type(argument) for argument in arguments]
         draft = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), inputs), name="draft")
         builder = ir.IRBuilder(draft.append_basic_block())
         found = function(*_wrap(context, builder, arguments, draft.args))
-        if isinstance(found, tuple):
-            return types.Tuple([_numba_type(value) for value in found])
         return types.none if found is None else _numba_type(found)
 
     def define(typing_context: Any, *arguments: types.Type) -> Any:
@@ -384,8 +477,6 @@ def traced(function: Callable[..., Any]) -> Any:
 
         def write(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> ir.Value:
             found = function(*_wrap(context, builder, signature.args, values))
-            if isinstance(found, tuple):
-                return context.make_tuple(builder, signature.return_type, [value.ir for value in found])
             return context.get_dummy_value() if found is None else found.ir
 
         return result_type(arguments, cpu_target.target_context)(*arguments), write
@@ -407,16 +498,14 @@ def _wrap(context: Any, builder: ir.IRBuilder, arguments: tuple[types.Type, ...]
             wrapped.append(Memory(builder, argument, value, f16c))
         elif isinstance(argument, types.IntegerLiteral):
             wrapped.append(argument.literal_value)
-        elif isinstance(argument, types.BaseTuple):
-            parts = cgutils.unpack_tuple(builder, value)
-            wrapped.append(tuple(Value(builder, part) for part in parts))
+        elif isinstance(argument, types.Record):
+            wrapped.append(Struct(Value(builder, builder.ptrtoint(value, _INT64)), argument))
         else:
             wrapped.append(None if argument == types.none else Value(builder, value))
     return wrapped
 
 
 def _numba_type(value: Value) -> types.Type:
-    size = {"float": 4, "double": 8}.get(str(value.element)) or value.element.width // 8
-    if value.count is not None:
-        return Lanes(f"{'f' if value.floating else 'i'}{size}", value.count)
-    return getattr(types, f"{'float' if value.floating else 'int'}{8 * size}")
+    if value.floating:
+        return types.float32 if value.element == _REALS["f4"] else types.float64
+    return types.boolean if value.element.width == 1 else getattr(types, f"int{value.element.width}")

@@ -1,25 +1,127 @@
-"""The arithmetic of the Numba kernels, written once for float32 and float64: what is done to a few vectors.
+"""The arithmetic of the Numba kernels, written once for float32 and float64: what is done to a row or a tile.
 
 A *sweep* visits the classes of one row, whose neighbours fill a vector, or of neighbouring positions, one in each
-lane. Both add up the same per lane, relative to the running maximum ``top``:
+lane (``across``). Both add up the same per lane, relative to the running maximum ``top``:
 
     total   sum of exp(x - top) over classes below it        mass    sum of q
     ties    number of classes that reach it                  pull    sum of q*(top - x) over q > 0
 
-so that r of the design's formula is total + (ties - 1). The loops are in _numba_kernels.py.
+so that r of the design's formula is total + (ties - 1). Which rows there are is known to _numba_kernels.py.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
-from fastce._backends._numba_lanes import Memory, Stream, Value, fma, maximum, select, traced, two_sum
+import numpy as np
+
+from fastce._backends._numba_lanes import (
+    Memory,
+    State,
+    Stream,
+    Struct,
+    Value,
+    fma,
+    loop,
+    maximum,
+    select,
+    traced,
+    two_sum,
+    when,
+)
+
+TILE = 256
+"""Positions of a tile, at most."""
+
+BLOCK = 2048
+"""Classes of a row done at once, at most."""
+
+FEW = 32
+"""Classes done at once across positions, at most: TILE of each are gathered."""
+
+ROW, LOGITS, LABELS, DENSE, SAMPLE_WEIGHT, GRAD_OUTPUT, OUT, OPERANDS = range(8)
+"""What has a stride along each axis of the positions: the number of the row, and the arrays."""
+
+MAX_AXES = 64
+"""NumPy's own limit."""
+
+CALL = np.dtype(
+    [
+        ("n_rows", "i8"),
+        ("n_classes", "i8"),
+        ("n_blocks", "i8"),
+        ("n_tasks", "i8"),
+        ("block_rows", "i8"),
+        ("tile", "i8"),  # rows
+        ("axes", "i8"),
+        ("start", "i8", OPERANDS),  # addresses, 0 for what is absent
+        ("class_stride", "i8", OPERANDS),
+        ("inner", "i8", OPERANDS),  # strides of the last axis
+        ("size", "i8", MAX_AXES),
+        ("stride", "i8", MAX_AXES * OPERANDS),
+        ("label_bits", "i8"),
+        ("label_signed", "i8"),
+        ("label_swapped", "i8"),
+        ("can_ignore", "i8"),
+        ("ignore_index", "i8"),
+        ("sample_wide", "i8"),  # float64, not float32
+        ("output_wide", "i8"),
+        ("class_weight", "i8"),  # address of float64, or 0
+        ("dense_weight", "i8"),  # w and v of q = w*t + v, in the arithmetic's dtype; q = t where w is absent
+        ("class_vector", "i8"),
+        ("values", "i8"),
+        ("blocks", "i8"),
+        ("lse", "i8"),
+        ("target_scale", "f8"),
+        ("z_loss", "f8"),
+        ("grad_scale", "f8"),
+    ]
+)
+"""What a kernel is told beside the types of its arguments."""
+
+SUMS = 64
+
+SCRATCH = np.dtype(
+    [
+        ("at", "i8", OPERANDS),  # where the tile starts
+        ("label", "i8", TILE),
+        # Of each row of the tile: what goes in,
+        ("sample", "f8", TILE),  # s; 0 marks an ignored row
+        ("scale", "f8", TILE),  # of the gradient
+        ("weight", "f8", TILE),  # in the mean's denominator
+        ("label_mass", "f8", TILE),  # q at the label / s, but for the class vector
+        ("label_vector", "f8", TILE),  # which has this there
+        ("label_logit", "f8", TILE),
+        # what a sweep leaves,
+        ("top", "f8", TILE),
+        ("rest", "f8", TILE),  # r
+        ("mass", "f8", TILE),
+        ("pull", "f8", TILE),
+        # and what `finish` makes of it.
+        ("value", "f8", TILE),
+        ("target", "f8", TILE),  # Q / s
+        ("log", "f8", TILE),  # log1p(r)
+        ("factor", "f8", TILE),  # what exp(x - top) is multiplied by in the output
+        ("target_factor", "f8", TILE),  # what q is multiplied by in the gradient
+        ("at_label", "f8", TILE),  # the gradient at the label
+        ("at_top", "f8", TILE),  # the gradient at the maximum is at_top*((Q - q) - q*r) + at_top_z
+        ("at_top_z", "f8", TILE),
+        ("sums", "f8", SUMS),  # of the block's values and weights: per lane, high and low parts
+        ("kept", "f8", 5 * TILE),  # sweeps between two blocks of classes
+        ("logits", "f8", FEW * TILE),  # gathered elements as they are in memory, and q as it is computed with
+        ("q", "f8", FEW * TILE),
+        ("dense", "f8", BLOCK),
+        ("out", "f8", FEW * TILE),
+    ]
+)
+"""A thread's working memory."""
 
 _EXP = {
-    # What n, the exponent's bias and field, the logarithm in two parts, the smallest argument (below it the scale's
-    # exponent field is 0 and the result 0), and (exp(r) - 1 - r)/r^2 on |r| <= log(2)/2 by mpmath.chebyfit, to
-    # 8e-9 (float32) and 1.3e-17 (float64) of exp(r), highest power first.
+    # What adding rounds to an integer, and leaves it with the exponent's bias in the lowest bits; the exponent's
+    # place; log(2) in two parts; the smallest argument, whose result is 0; (exp(r) - 1 - r)/r^2 on |r| <= log(2)/2
+    # by mpmath.chebyfit, to 8e-9 (float32) and 1.3e-17 (float64) of exp(r), highest power first.
     "f4": (
         1.5 * 2**23 + 127,
         23,
@@ -47,6 +149,7 @@ _EXP = {
     ),
 }
 
+_LOG2_HIGH, _LOG2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
 _LOG = (
     # FreeBSD's e_log.c: log(1 + f) = f - f^2/2 + s*(f^2/2 + R), s = f/(2 + f), R even in s; highest power first.
     1.479819860511658591e-01,
@@ -57,50 +160,19 @@ _LOG = (
     3.999999999940941908e-01,
     6.666666666666735130e-01,
 )
-_LOG2_HIGH, _LOG2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
-
-
-# What is kept of each row of a tile, as float64: what goes in, what a sweep leaves, and what `finish` makes of it.
-(
-    SAMPLE,  # s; 0 marks an ignored row
-    SCALE,  # of the gradient
-    LABEL_MASS,  # q at the label / s
-    LABEL_LOGIT,
-    LABEL_VECTOR,  # the class vector at the label
-    WEIGHT,  # of the row in the mean's denominator
-    TOP,
-    REST,  # r
-    MASS,  # of the class vector or dense target / s
-    PULL,
-    VALUE,  # the loss, or whatever the row's value is
-    FACTOR,  # what exp(x - top) is multiplied by in the output
-    TARGET_FACTOR,  # what q is multiplied by in the gradient
-    AT_LABEL,  # the gradient there
-    AT_TOP,  # the gradient at the maximum is AT_TOP*((Q - q) - q*r) + AT_TOP_Z
-    AT_TOP_Z,
-    LOG1P,
-    TARGET,  # Q / s
-    FIELDS,
-) = range(19)
-
-
-def _real(value: Value) -> str:
-    return "f4" if str(value.element) == "float" else "f8"
 
 
 def exponential(x: Value) -> Value:
     """Return exp(x) for x <= 0 to about 1 ULP; 0 below about −87.7 (float32) or −708.7 (float64); NaN for NaN."""
-    magic, shift, (log2_high, log2_low), smallest, polynomial = _EXP[_real(x)]
+    magic, place, (log2_high, log2_low), smallest, polynomial = _EXP[x.real]
     x = select(x < smallest, x.like(smallest), x)
-    # Adding the magic number rounds x/log(2) to an integer n and leaves n + bias in the lowest bits.
     rounded = fma(x, 1 / math.log(2), x.like(magic))
     n = rounded - magic
     r = fma(n, -log2_low, fma(n, -log2_high, x))
     p = x.like(polynomial[0])
     for coefficient in polynomial[1:]:
         p = fma(p, r, coefficient)
-    p = fma(p * r, r, r) + 1.0
-    return p * (rounded.bits() << shift).from_bits()
+    return (fma(p * r, r, r) + 1.0) * (rounded.bits() << place).from_bits()
 
 
 def log1p(x: Value) -> Value:
@@ -120,356 +192,586 @@ def log1p(x: Value) -> Value:
     return fma(exponent, _LOG2_HIGH, f - (half - fma(s, half + z * series, low)))
 
 
-def _total(values: list[Value]) -> Value:
-    """Return the sum, pair by pair, in float64: float32 is rounded log2 of their number times."""
+class Vectors(NamedTuple):
+    """Where the vectors of a sweep lie."""
+
+    memory: Memory
+    address: Value
+    step: Value
+    """Bytes from one to the next."""
+
+    def at(self, index: Value) -> Value:
+        return self.address + index * self.step
+
+    def load(self, first: Value, count: int, live: Value | None, fill: float) -> list[Value]:
+        """Return some, or the ``live`` first elements of one with the others filled in."""
+        return [self.memory.load(self.at(first + index), live, fill) for index in range(count)]
+
+
+def each(count: Value, live: Value | None, state: State, body: Callable[..., State]) -> State:
+    """Do ``body(first, how_many, live, *state)`` for four vectors at a time, then one, then the partly live one."""
+    fours = count & ~3
+    state = loop(0, fours, 4, state, lambda first, *state: body(first, 4, None, *state))
+    state = loop(fours, count, 1, state, lambda first, *state: body(first, 1, None, *state))
+    return state if live is None else when(live > 0, state, lambda *state: body(count, 1, live, *state))
+
+
+def pairwise(combine: Callable[[Value, Value], Value], values: list[Value]) -> Value:
+    """Combine one, two or four vectors."""
     while len(values) > 1:
-        values = [a + b for a, b in zip(values[::2], values[1::2], strict=True)]
-    return values[0].to("f8")
+        values = [combine(a, b) for a, b in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
 
 
-def _finite(top: Value) -> Value:
-    """Return what is taken off the logits: the maximum, 0 where all are −inf."""
-    return select(top > -math.inf, top, 0.0)
+def add(a: Value, b: Value) -> Value:
+    return a + b
 
 
-def _vectors(memory: Memory, address: Value, step: Value, count: int, live: Value | None, fill: float) -> list[Value]:
-    """Return neighbouring vectors: ``count`` whole ones, ``step`` bytes apart, or one that is partly live."""
-    return [memory.load(address + step * index, live, fill) for index in range(count)]
+def smaller(a: Value, b: int) -> Value:
+    return select(a < b, a, b)
 
 
-def _doubles(address: Value) -> Memory:
-    return Memory(address.builder, Stream("f8", "f8"), address.ir, f16c=False)
+class Sweep(NamedTuple):
+    """What a sweep has added up so far, per lane."""
+
+    top: Value
+    total: Value
+    ties: Value
+    mass: Value
+    pull: Value
+
+    @classmethod
+    def start(cls, x: Memory) -> Sweep:
+        top, zero = x.constant(-math.inf), x.constant(0.0).to("f8")
+        return cls(top, zero, top.bits().like(0), zero, zero)
+
+    def go_on(self, x: Vectors, q: Vectors | None, count: Value, live: Value | None) -> Sweep:
+        """Add vectors of classes; ``live`` is None across positions."""
+
+        def highest(first: Value, some: int, live: Value | None, higher: Value) -> State:
+            return (maximum(pairwise(maximum, x.load(first, some, live, -math.inf)), higher),)
+
+        (top,) = each(count, live, (self.top,), highest)
+        if live is not None:
+            top = top.reduce(maximum).splat(x.memory.lanes)
+        _, total, ties, mass, pull = self._relative_to(top)
+        shift = select(top > -math.inf, top, 0.0)
+
+        def exponentials(first: Value, some: int, live: Value | None, total: Value, ties: Value) -> State:
+            terms = []
+            for logits in x.load(first, some, live, -math.inf):
+                tie = logits.equals(top)
+                ties = ties - tie.ones(ties.element.width)
+                e = exponential(logits - shift)
+                terms.append(select(tie, e.like(0.0), e))
+            return total + pairwise(add, terms).to("f8"), ties
+
+        total, ties = each(count, live, (total, ties), exponentials)
+        if q is None:
+            return Sweep(top, total, ties, mass, pull)
+
+        def target(first: Value, some: int, live: Value | None, mass: Value, pull: Value) -> State:
+            targets = q.load(first, some, live, 0.0)
+            logits = x.load(first, some, live, -math.inf)
+            pulls = [select(t > 0.0, t * (shift - logit), 0.0) for t, logit in zip(targets, logits, strict=True)]
+            return mass + pairwise(add, targets).to("f8"), pull + pairwise(add, pulls).to("f8")
+
+        mass, pull = each(count, live, (mass, pull), target)
+        return Sweep(top, total, ties, mass, pull)
+
+    def _relative_to(self, top: Value) -> Sweep:
+        """Rescale to a maximum that is not lower."""
+        moves = top > self.top
+        factor = select(moves, exponential(self.top - top), 1.0).to("f8")
+        total = select(moves, (self.total + self.ties.number("f8")) * factor, self.total)
+        # Where all was −inf so far, pull is infinite or 0, and stays.
+        distance = select(moves, select(self.top > -math.inf, top - self.top, 0.0), 0.0).to("f8")
+        pull = fma(distance, self.mass, self.pull)
+        return Sweep(top, total, select(moves, self.ties.like(0), self.ties), self.mass, pull)
 
 
-def _reals(x: Memory, address: Value) -> Memory:
-    return Memory(address.builder, Stream(x.stream.real, x.stream.real), address.ir, f16c=False)
+def copy(memory: Memory, to: Value, to_stride: Value, source: Value, stride: Value, n: Value) -> None:
+    """Copy n elements as they are, from and to neighbours or places ``stride`` bytes apart."""
+    size, lanes = memory.itemsize, memory.lanes
+    beside = to_stride.equals(size) & stride.equals(size)
+    whole = select(beside, n - n % lanes, 0)
+
+    def move(count: int | None) -> Callable[[Value], State]:
+        def body(i: Value) -> State:
+            (to + i * to_stride).write((source + i * stride).read(8 * size, count))
+            return ()
+
+        return body
+
+    loop(0, whole, lanes, (), move(lanes))
+    loop(whole, n, 1, (), move(None))
+
+
+def side_by_side(memory: Memory, source: Value, stride: Value, n: Value, buffer: Value) -> Value:
+    """Return where n elements are neighbours: where they are, or in the buffer, gathered."""
+    size = source.like(memory.itemsize)
+
+    def gather(_: Value) -> State:
+        copy(memory, buffer, size, source, stride, n)
+        return (buffer,)
+
+    (address,) = when(~stride.equals(size), (source,), gather)
+    return address
+
+
+def row_logits(call: Struct, tile: Struct, i: Value, k: Value, n: Value, x: Memory) -> Vectors:
+    """Return n classes of row i from class k on."""
+    stride = call.class_stride[LOGITS]
+    source = tile.at[LOGITS] + i * call.inner[LOGITS] + k * stride
+    return Vectors(x, side_by_side(x, source, stride, n, tile.logits.at(0)), x.step)
+
+
+def row_target(call: Struct, tile: Struct, i: Value, k: Value, n: Value, dense: Memory | None, q: Memory) -> Vectors:
+    """Return q of n classes of row i from class k on."""
+    if dense is None:
+        return Vectors(q, call.class_vector + k * q.itemsize, q.step)
+    stride = call.class_stride[DENSE]
+    source = tile.at[DENSE] + i * call.inner[DENSE] + k * stride
+    t = Vectors(dense, side_by_side(dense, source, stride, n, tile.dense.at(0)), dense.step)
+    w = Vectors(q, call.dense_weight + k * q.itemsize, q.step)
+    v = Vectors(q, call.class_vector + k * q.itemsize, q.step)
+    made = Vectors(q, tile.q.at(0), q.step)
+
+    def make(_: Value) -> State:
+        def some(first: Value, count: int, live: Value | None) -> State:
+            loaded = (part.load(first, count, live, 0.0) for part in (t, w, v))
+            for index, (t_k, w_k, v_k) in enumerate(zip(*loaded, strict=True)):
+                q.store(made.at(first + index), fma(t_k, w_k, v_k))
+            return ()
+
+        each(n // q.lanes, n % q.lanes, (), some)
+        return (made.address,)
+
+    (address,) = when(call.dense_weight > 0, (t.address,), make)
+    return made._replace(address=address)
+
+
+def gather_classes(
+    call: Struct, tile: Struct, n: Value, k: Value, count: Value, x: Memory, dense: Memory | None, q: Memory | None
+) -> None:
+    """Gather logits and targets of ``count`` classes from class k on, of the n positions of a tile."""
+
+    def gather(memory: Memory, operand: int, j: Value, to: Value) -> None:
+        source = tile.at[operand] + (k + j) * call.class_stride[operand]
+        copy(memory, to, to.like(memory.itemsize), source, call.inner[operand], n)
+
+    def one(j: Value) -> State:
+        gather(x, LOGITS, j, tile.logits.at(0) + j * (TILE * x.itemsize))
+        if q is None:
+            return ()
+        place = (k + j) * q.itemsize
+        to = tile.q.at(0) + j * (TILE * q.itemsize)
+        v = q.load_one(call.class_vector + place).splat(q.lanes)
+        if dense is not None:
+            gather(dense, DENSE, j, tile.dense.at(0))
+            w = q.load_one(call.dense_weight + place).splat(q.lanes)
+
+        def positions(i: Value) -> State:
+            t = v if dense is None else fma(dense.load(tile.dense.at(0) + i * dense.itemsize), w, v)
+            q.store(to + i * q.itemsize, t)
+            return ()
+
+        return loop(0, n, q.lanes, (), positions)
+
+    loop(0, count, 1, (), one)
+
+
+def gathered(memory: Memory, buffer: Value, i: Value) -> Vectors:
+    """Return the classes of positions i, i + 1, … of what was gathered."""
+    return Vectors(memory, buffer + i * memory.itemsize, i.like(TILE * memory.itemsize))
 
 
 @traced
-def itemsize(x: Memory) -> Value:
-    return x.address.like(x.stream.itemsize)
+def row_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory | None, q: Memory | None) -> None:
+    """Leave the sums of row i of the tile for `finish`."""
+
+    def block(k: Value, *state: Value) -> State:
+        n = smaller(call.n_classes - k, BLOCK)
+        targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
+        return Sweep(*state).go_on(row_logits(call, tile, i, k, n, x), targets, n // x.lanes, n % x.lanes)
+
+    top, total, ties, mass, pull = loop(0, call.n_classes, BLOCK, Sweep.start(x), block)
+    tile.top[i] = top.lane(0).to("f8")
+    tile.rest[i] = total.reduce(add) + (ties.reduce(add).number("f8") - 1.0)
+    tile.mass[i] = mass.reduce(add)
+    tile.pull[i] = pull.reduce(add)
 
 
 @traced
-def lanes(x: Memory) -> Value:
-    return x.address.like(x.lanes)
+def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | None, q: Memory | None) -> None:
+    """Leave the sums of the n positions of the tile for `finish`."""
+
+    def block(k: Value) -> State:
+        count = smaller(call.n_classes - k, FEW)
+        gather_classes(call, tile, n, k, count, x, dense, q)
+
+        def positions(i: Value) -> State:
+            def kept(part: int) -> Value:
+                return tile.kept.at(i * 5 + part * x.lanes)
+
+            def resume(*start: Value) -> State:
+                return tuple(kept(part).read_like(value) for part, value in enumerate(start))
+
+            def keep() -> State:
+                for part, value in enumerate(sweep):
+                    kept(part).write(value)
+                return ()
+
+            sweep = Sweep(*when(k > 0, Sweep.start(x), resume))
+            targets = None if q is None else gathered(q, tile.q.at(0), i)
+            sweep = sweep.go_on(gathered(x, tile.logits.at(0), i), targets, count, None)
+            when(call.n_classes > FEW, (), keep)
+            tile.top.at(i).write(sweep.top.to("f8"))
+            tile.rest.at(i).write(sweep.total + (sweep.ties.number("f8") - 1.0))
+            tile.mass.at(i).write(sweep.mass)
+            tile.pull.at(i).write(sweep.pull)
+            return ()
+
+        return loop(0, n, x.lanes, (), positions)
+
+    loop(0, call.n_classes, FEW, (), block)
 
 
 @traced
-def real_size(x: Memory) -> Value:
-    return x.address.like(int(x.stream.real[1]))
+def finish(call: Struct, tile: Struct, n: Value, gradient: int | None) -> None:
+    """Turn what the sweeps left into the rows' values, add these up, and prepare the output."""
+    doubles = Memory(n.builder, Stream("f8", "f8"), n, f16c=False)
+
+    def rows(i: Value) -> State:
+        def get(name: str) -> Value:
+            return doubles.load(getattr(tile, name).at(i))
+
+        def put(name: str, value: Value) -> None:
+            getattr(tile, name).at(i).write(value)
+
+        s, top, at, logit = (get(name) for name in ("sample", "top", "label_mass", "label_logit"))
+        # Only logsumexp has a value where the maximum is infinite.
+        sound = (top > -math.inf) & (top < math.inf) | (call.lse.splat(doubles.lanes) > 0)
+        r = select(sound, get("rest"), math.nan)
+        z = call.z_loss.splat(doubles.lanes)
+        log = log1p(r)
+        lse = top + log
+        target = get("mass") + at
+        pull = get("pull") + select(at > 0.0, at * (top - logit), 0.0)
+        value = fma(target, log, pull) + select(z > 0.0, z * lse * lse, 0.0)
+        value = select(s > 0.0, s * value, 0.0)
+        put("value", value)
+        for index, term in enumerate((value, get("weight"))):
+            high, low = (tile.sums.at((2 * index + part) * doubles.lanes) for part in range(2))
+            total, dropped = two_sum(doubles.load(high), term)
+            high.write(total)
+            low.write(doubles.load(low) + dropped)
+        if gradient is None:
+            return ()
+        inverse = 1.0 / (r + 1.0)
+        scale = get("scale") * s
+        push = select(z > 0.0, z * lse * 2.0, 0.0)
+        e = exponential(logit - top)
+        at = at + get("label_vector")
+        put("rest", r)
+        put("log", log)
+        put("target", target)
+        put("factor", scale * (target + push) * inverse)
+        put("target_factor", scale)
+        put("at_label", scale * ((fma(target, e, at * -1.0) - at * r) + push * e) * inverse)
+        put("at_top", scale * inverse)
+        put("at_top_z", scale * push * inverse)
+        return ()
+
+    loop(0, n, doubles.lanes, (), rows)
+
+
+class Row(NamedTuple):
+    """What the output of a row, or of one row in each lane, is made of: fields of SCRATCH."""
+
+    sample: Value
+    top: Value
+    rest: Value
+    log: Value
+    target: Value
+    factor: Value
+    target_factor: Value
+    at_top: Value
+    at_top_z: Value
+
+    @classmethod
+    def of(cls, tile: Struct, i: Value, x: Memory, across: bool) -> Row:
+        def get(name: str) -> Value:
+            items = getattr(tile, name)
+            if across:
+                value: Value = items.at(i).read(64, x.lanes).from_bits().to(x.real)
+                return value
+            one: Value = items[i].to(x.real).splat(x.lanes)
+            return one
+
+        return cls(*(get(name) for name in cls._fields))
+
+    def write(
+        self, x: Vectors, q: Vectors | None, out: Vectors, count: Value, live: Value | None, logarithm: int | None
+    ) -> None:
+        """Write the gradient without the label, probabilities, or their logarithms."""
+
+        def some(first: Value, count: int, part: Value | None) -> State:
+            logits = x.load(first, count, part, -math.inf)
+            if logarithm is not None:
+                values = [logit - self.top - self.log for logit in logits]
+            else:
+                values = [exponential(logit - self.top) * self.factor for logit in logits]
+            if q is not None:
+                targets = q.load(first, count, part, 0.0)
+                values = [self._gradient(*three) for three in zip(logits, targets, values, strict=True)]
+            for index, value in enumerate(values):
+                # Across positions an ignored row is among the lanes.
+                kept = value if live is not None else select(self.sample > 0.0, value, 0.0)
+                out.memory.store(out.at(first + index), kept, part)
+            return ()
+
+        each(count, live, (), some)
+
+    def _gradient(self, logit: Value, t: Value, value: Value) -> Value:
+        # Where all of q is on the maximum, its gradient keeps relative accuracy.
+        at_top = fma(self.at_top, (self.target - t) - t * self.rest, self.at_top_z)
+        return select(logit.equals(self.top), at_top, value - self.target_factor * t)
 
 
 @traced
-def integer_at(address: Value, bits: int, swapped: Value) -> Value:
-    """Return the unsigned integer at an address as int64, its bytes turned round if ``swapped`` is 1."""
+def row_output(
+    call: Struct,
+    tile: Struct,
+    i: Value,
+    x: Memory,
+    dense: Memory | None,
+    q: Memory | None,
+    out: Memory,
+    logarithm: Value | None,
+) -> None:
+    """Write row i of the tile."""
+    row = Row.of(tile, i, x, across=False)
+    stride, size = call.class_stride[OUT], i.like(out.itemsize)
+    beside = stride.equals(size)
+    start = tile.at[OUT] + i * call.inner[OUT]
+
+    def block(k: Value) -> State:
+        n = smaller(call.n_classes - k, BLOCK)
+        targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
+        logits = row_logits(call, tile, i, k, n, x)
+        to, buffer = start + k * stride, tile.out.at(0)
+        put = Vectors(out, select(beside, to, buffer), out.step)
+        row.write(logits, targets, put, n // x.lanes, n % x.lanes, logarithm)
+
+        def scatter() -> State:
+            copy(out, to, stride, buffer, size, n)
+            return ()
+
+        return when(~beside, (), scatter)
+
+    loop(0, call.n_classes, BLOCK, (), block)
+
+
+@traced
+def tile_output(
+    call: Struct,
+    tile: Struct,
+    n: Value,
+    x: Memory,
+    dense: Memory | None,
+    q: Memory | None,
+    out: Memory,
+    logarithm: Value | None,
+) -> None:
+    """Write the n positions of the tile."""
+
+    def block(k: Value) -> State:
+        count = smaller(call.n_classes - k, FEW)
+
+        def again() -> State:
+            gather_classes(call, tile, n, k, count, x, dense, q)
+            return ()
+
+        def positions(i: Value) -> State:
+            row = Row.of(tile, i, x, across=True)
+            targets = None if q is None else gathered(q, tile.q.at(0), i)
+            put = gathered(out, tile.out.at(0), i)
+            row.write(gathered(x, tile.logits.at(0), i), targets, put, count, None, logarithm)
+            return ()
+
+        def scatter(j: Value) -> State:
+            to = tile.at[OUT] + (k + j) * call.class_stride[OUT]
+            source = tile.out.at(0) + j * (TILE * out.itemsize)
+            copy(out, to, call.inner[OUT], source, to.like(out.itemsize), n)
+            return ()
+
+        when(call.n_classes > FEW, (), again)
+        loop(0, n, x.lanes, (), positions)
+        return loop(0, count, 1, (), scatter)
+
+    loop(0, call.n_classes, FEW, (), block)
+
+
+@traced
+def clear_row(call: Struct, tile: Struct, i: Value, out: Memory) -> None:
+    """Write zeros to row i of the tile."""
+    start = tile.at[OUT] + i * call.inner[OUT]
+
+    def one(k: Value) -> State:
+        (start + k * call.class_stride[OUT]).write(start.integer(0, 8 * out.itemsize))
+        return ()
+
+    loop(0, call.n_classes, 1, (), one)
+
+
+@traced
+def put_label(call: Struct, tile: Struct, i: Value, out: Memory) -> None:
+    """Write the gradient at the label of row i."""
+    place = tile.at[OUT] + i * call.inner[OUT] + tile.label[i] * call.class_stride[OUT]
+    out.store(place, tile.at_label[i])
+
+
+@traced
+def get_label(call: Struct, tile: Struct, i: Value, x: Memory, q: Memory | None) -> None:
+    """Read what belongs to the label of row i, which has been checked."""
+    label = tile.label[i]
+    place = tile.at[LOGITS] + i * call.inner[LOGITS] + label * call.class_stride[LOGITS]
+    tile.label_logit[i] = x.load_one(place).to("f8")
+    if q is not None:
+        tile.label_vector[i] = q.load_one(call.class_vector + label * q.itemsize).to("f8")
+
+
+@traced
+def put_values(call: Struct, tile: Struct, n: Value, x: Memory) -> None:
+    """Write the rows' values."""
+    start = call.values + tile.at[ROW] * x.real_size
+    stride = call.inner[ROW] * x.real_size
+
+    def one(i: Value) -> State:
+        (start + i * stride).write(tile.value[i].to(x.real))
+        return ()
+
+    when(call.values > 0, (), lambda: loop(0, n, 1, (), one))
+
+
+@traced
+def failing(call: Struct, tile: Struct, n: Value, dense: Memory, across: Value | None) -> Value:
+    """Return the first of n rows with an element that is not finite or negative; ignore these rows."""
+    stride, inner = call.class_stride[DENSE], call.inner[DENSE]
+
+    def worse(address: Value, live: Value | None, flags: Value) -> Value:
+        t = dense.load(address, live)
+        return select((t >= 0.0) & (t < math.inf), flags, 1.0)
+
+    def row(i: Value) -> State:
+        def block(k: Value, flags: Value) -> State:
+            count = smaller(call.n_classes - k, BLOCK)
+            source = tile.at[DENSE] + i * inner + k * stride
+            place = side_by_side(dense, source, stride, count, tile.dense.at(0))
+
+            def some(first: Value, some: int, live: Value | None, flags: Value) -> State:
+                for index in range(some):
+                    flags = worse(place + (first + index) * dense.step, live, flags)
+                return (flags,)
+
+            return each(count // dense.lanes, count % dense.lanes, (flags,), some)
+
+        (flags,) = loop(0, call.n_classes, BLOCK, (dense.constant(0.0),), block)
+        tile.value[i] = flags.reduce(maximum).to("f8")
+        return ()
+
+    def one_class(k: Value) -> State:
+        copy(dense, tile.dense.at(0), n.like(dense.itemsize), tile.at[DENSE] + k * stride, inner, n)
+
+        def positions(i: Value) -> State:
+            flags = tile.value.at(i)
+            so_far = flags.read(64, dense.lanes).from_bits().to(dense.real)
+            flags.write(worse(tile.dense.at(0) + i * dense.itemsize, None, so_far).to("f8"))
+            return ()
+
+        return loop(0, n, dense.lanes, (), positions)
+
+    def clean(i: Value) -> State:
+        tile.value.at(i).write(dense.constant(0.0).to("f8"))
+        return ()
+
+    def judge(i: Value, first: Value) -> State:
+        bad = tile.value[i] > 0.0
+        tile.sample[i] = select(bad, tile.sample[i].like(0.0), tile.sample[i])
+        number = tile.at[ROW] + i * call.inner[ROW]
+        return (select(bad & (number < first), number, first),)
+
+    if across is None:
+        loop(0, n, 1, (), row)
+    else:
+        loop(0, n, dense.lanes, (), clean)
+        loop(0, call.n_classes, 1, (), one_class)
+    (first,) = loop(0, n, 1, (call.n_rows,), judge)
+    return first
+
+
+@traced
+def locate(call: Struct, tile: Struct, position: Value) -> Value:
+    """Find where a position lies; return how many follow it on the innermost axis, itself included."""
+    for operand in range(OPERANDS):
+        tile.at[operand] = call.start[operand]
+
+    def axis(outward: Value, rest: Value) -> State:
+        axis = call.axes - 1 - outward
+        size = call.size[axis]
+        for operand in range(OPERANDS):
+            tile.at[operand] = tile.at[operand] + rest % size * call.stride[axis * OPERANDS + operand]
+        return (rest // size,)
+
+    loop(0, call.axes, 1, (position,), axis)
+    innermost = call.size[call.axes - 1]
+    return innermost - position % innermost
+
+
+@traced
+def start_block(tile: Struct) -> None:
+    for index in range(SUMS):
+        tile.sums[index] = tile.sums[0].like(0.0)
+
+
+@traced
+def end_block(call: Struct, tile: Struct, block: Value, bad: Value) -> None:
+    """Write the sums of a block of rows and the first bad one of them."""
+    lanes = SUMS // 4
+    answer = call.blocks + block * 40
+    for which in range(2):
+        high, low = (tile.sums.at((2 * which + part) * lanes).read(64, lanes).from_bits() for part in range(2))
+        while high.count != 1:
+            (a, b), (c, d) = high.halves(), low.halves()
+            high, dropped = two_sum(a, b)
+            low = c + d + dropped
+        for part, value in enumerate((high, low)):
+            (answer + 8 * (2 * which + part)).write(value.lane(0))
+    (answer + 32).write(bad)
+
+
+@traced
+def label_at(address: Value, bits: int, swapped: Value) -> Value:
+    """Return the integer at an address, as if unsigned, its bytes turned round if ``swapped`` is 1."""
     raw = address.read(bits)
-    if bits > 8:
-        raw = select(swapped > 0, raw.call("llvm.bswap"), raw)
-    return raw.extend(64)
+    return (raw if bits == 8 else select(swapped > 0, raw.call("llvm.bswap"), raw)).extend(64)
 
 
 @traced
 def double_at(address: Value) -> Value:
-    return _doubles(address).load_one(address)
+    return address.read(64).from_bits()
 
 
 @traced
 def single_at(address: Value) -> Value:
-    return Memory(address.builder, Stream("f4", "f8"), address.ir, f16c=False).load_one(address)
+    return address.read(32).from_bits().to("f8")
 
 
 @traced
-def element_at(x: Memory, address: Value) -> Value:
-    """Return one element as float64."""
-    return x.load_one(address).to("f8")
+def invoke(entry: Value, call: Value, tile: Value, task: Value) -> None:
+    """Call a compiled kernel, whose last arguments stand for types and hold nothing."""
+    entry.invoke(call, tile, task, *[task.like(0)] * (KERNEL_ARGUMENTS - 3))
 
 
-@traced
-def put_element(out: Memory, address: Value, value: Value) -> None:
-    """Write a float64 as one element."""
-    out.store(address, value)
-
-
-@traced
-def move(x: Memory, to: Value, source: Value) -> None:
-    """Copy an element as it is."""
-    to.write(source.read(8 * x.stream.itemsize))
-
-
-@traced
-def move_vector(x: Memory, to: Value, source: Value) -> None:
-    """Copy a vector as it is."""
-    to.write(source.read(8 * x.stream.itemsize, x.lanes))
-
-
-@traced
-def acceptable(dense: Memory, address: Value, live: Value | None, so_far: Value) -> Value:
-    """Return ``so_far`` where a vector of a dense target is finite and not negative, else 1."""
-    t = dense.load(address, live)
-    return select((t >= 0.0) & (t < math.inf), so_far, 1.0)
-
-
-@traced
-def zeros(x: Memory) -> Value:
-    return x.constant(0.0)
-
-
-@traced
-def any_lane(flags: Value) -> Value:
-    """Return 1.0 if one of the flags is, else 0.0."""
-    return flags.reduce(maximum).to("f8")
-
-
-@traced
-def put_doubles(address: Value, value: Value) -> None:
-    """Write a vector as float64."""
-    _doubles(address).store(address, value.to("f8"))
-
-
-@traced
-def put_reals(x: Memory, address: Value, value: Value) -> None:
-    _reals(x, address).store(address, value)
-
-
-@traced
-def target_of(x: Memory, dense: Memory, address: Value, w: Value, v: Value, live: Value | None) -> Value:
-    """Return w*t + v of neighbouring classes."""
-    t = dense.load(address, live)
-    return fma(t, _reals(x, w).load(w, live), _reals(x, v).load(v, live))
-
-
-@traced
-def target_at(x: Memory, dense: Memory, address: Value, w: Value, v: Value) -> Value:
-    """Return w*t + v of neighbouring positions."""
-    w, v = (_reals(x, place).load_one(place).splat(x.lanes) for place in (w, v))
-    return fma(dense.load(address), w, v)
-
-
-@traced
-def splat_at(x: Memory, address: Value) -> Value:
-    return _reals(x, address).load_one(address).splat(x.lanes)
-
-
-@traced
-def load_state(x: Memory, address: Value) -> tuple[Value, ...]:
-    """Return what `save_state` kept."""
-    size = x.lanes * 8
-    top, total, mass, pull = (_doubles(address).load(address + size * index, lanes=x.lanes) for index in range(4))
-    ties = Value(address.builder, (address + size * 4).read(x.constant(0.0).bits().element.width, x.lanes).ir)
-    return top.to(x.stream.real), total, ties, mass, pull
-
-
-@traced
-def save_state(address: Value, top: Value, total: Value, ties: Value, mass: Value, pull: Value) -> None:
-    size = (top.count or 1) * 8
-    for index, value in enumerate((top, total, mass, pull)):
-        _doubles(address).store(address + size * index, value.to("f8"))
-    (address + size * 4).write(ties)
-
-
-@traced
-def leave(rows: Value, size: Value, top: Value, total: Value, ties: Value, mass: Value, pull: Value) -> None:
-    """Leave the sums of as many rows as there are lanes for `finish`."""
-    r = total + (ties.number("f8") - 1.0)
-    for field, value in ((TOP, top.to("f8")), (REST, r), (MASS, mass), (PULL, pull)):
-        _doubles(rows).store(rows + size * field, value)
-
-
-@traced
-def nothing(x: Memory) -> tuple[Value, ...]:
-    """Return (top, total, ties, mass, pull) of no classes."""
-    top = x.constant(-math.inf)
-    zero = top.to("f8").like(0.0)
-    return top, zero, top.bits().like(0), zero, zero
-
-
-@traced
-def highest(top: Value, x: Memory, address: Value, step: Value, count: int, live: Value | None) -> Value:
-    """Return the maximum of ``top`` and vectors of logits; NaN counts as nothing."""
-    found = _vectors(x, address, step, count, live, -math.inf)
-    while len(found) > 1:
-        found = [maximum(a, b) for a, b in zip(found[::2], found[1::2], strict=True)]
-    return maximum(found[0], top)
-
-
-@traced
-def widest(top: Value) -> Value:
-    """Return a vector whose elements all are the largest."""
-    return top.reduce(maximum).splat(top.count or 1)
-
-
-@traced
-def raise_top(higher: Value, top: Value, total: Value, ties: Value, mass: Value, pull: Value) -> tuple[Value, ...]:
-    """Return the sums relative to a new maximum, which is ``top`` or higher."""
-    moves = higher > top
-    factor = select(moves, exponential(top - higher), 1.0).to("f8")
-    # Where all was −inf so far, pull is infinite or 0, and stays.
-    distance = select(moves, select(top > -math.inf, higher - top, 0.0), 0.0).to("f8")
-    total = select(moves, (total + ties.number("f8")) * factor, total)
-    return higher, total, select(moves, ties.like(0), ties), mass, fma(distance, mass, pull)
-
-
-@traced
-def sum_exponentials(
-    top: Value, total: Value, ties: Value, x: Memory, address: Value, step: Value, count: int, live: Value | None
-) -> tuple[Value, Value]:
-    """Return total and ties with vectors of logits added."""
-    shift = _finite(top)
-    terms = []
-    for logits in _vectors(x, address, step, count, live, -math.inf):
-        tie = logits.equals(top)
-        ties = ties - tie.ones(ties.element.width)
-        e = exponential(logits - shift)
-        terms.append(select(tie, e.like(0.0), e))
-    return total + _total(terms), ties
-
-
-@traced
-def sum_target(
-    top: Value,
-    mass: Value,
-    pull: Value,
-    x: Memory,
-    address: Value,
-    step: Value,
-    q: Value,
-    q_step: Value,
-    count: int,
-    live: Value | None,
-) -> tuple[Value, Value]:
-    """Return mass and pull with vectors of logits and target added."""
-    shift = _finite(top)
-    targets = _vectors(_reals(x, q), q, q_step, count, live, 0.0)
-    pulls = [
-        select(target > 0.0, target * (shift - logits), 0.0)
-        for target, logits in zip(targets, _vectors(x, address, step, count, live, -math.inf), strict=True)
-    ]
-    return mass + _total(targets), pull + _total(pulls)
-
-
-@traced
-def sum_lanes(top: Value, total: Value, ties: Value, mass: Value, pull: Value) -> tuple[Value, ...]:
-    """Return the sums of a row, float64: (top, r, mass, pull)."""
-
-    def add(a: Value, b: Value) -> Value:
-        return a + b
-
-    r = total.reduce(add) + (ties.reduce(add).number("f8") - 1.0)
-    return top.lane(0).to("f8"), r, mass.reduce(add), pull.reduce(add)
-
-
-@traced
-def finish(rows: Value, size: Value, z_loss: Value, loose: Value, sums: Value, gradient: Value | None) -> None:
-    """Turn what a sweep left of some rows into their values, add these up, and prepare the gradient.
-
-    ``loose`` is 1 where a row whose maximum is infinite has a value, else 0; ``sums`` is where high and low parts
-    of the sums of values and weights are kept, per lane.
-    """
-
-    doubles = _doubles(rows)
-
-    def get(field: int) -> Value:
-        return doubles.load(rows + size * field)
-
-    def put(field: int, value: Value) -> None:
-        doubles.store(rows + size * field, value)
-
-    s, top, at, logit = get(SAMPLE), get(TOP), get(LABEL_MASS), get(LABEL_LOGIT)
-    counts, lanes = s > 0.0, doubles.lanes
-    sound = (top > -math.inf) & (top < math.inf) | (loose.splat(lanes) > 0)
-    r = select(sound, get(REST), math.nan)
-    z = z_loss.splat(lanes)
-    log = log1p(r)
-    lse = top + log
-    target = get(MASS) + at
-    pull = get(PULL) + select(at > 0.0, at * (top - logit), 0.0)
-    value = fma(target, log, pull) + select(z > 0.0, z * lse * lse, 0.0)
-    value = select(counts, s * value, 0.0)
-    put(VALUE, value)
-    for index, term in enumerate((value, get(WEIGHT))):
-        high, low = (sums + 8 * lanes * (2 * index + part) for part in range(2))
-        total, dropped = two_sum(doubles.load(high), term)
-        doubles.store(high, total)
-        doubles.store(low, doubles.load(low) + dropped)
-    if gradient is None:
-        return
-    inverse = 1.0 / (r + 1.0)
-    scale = get(SCALE) * s
-    push = select(z > 0.0, z * lse * 2.0, 0.0)
-    e = exponential(logit - top)
-    at = at + get(LABEL_VECTOR)
-    put(FACTOR, scale * (target + push) * inverse)
-    put(TARGET_FACTOR, scale)
-    put(AT_LABEL, scale * ((fma(target, e, at * -1.0) - at * r) + push * e) * inverse)
-    put(AT_TOP, scale * inverse)
-    put(AT_TOP_Z, scale * push * inverse)
-    put(REST, r)
-    put(LOG1P, log)
-    put(TARGET, target)
-
-
-@traced
-def sum_of(sums: Value, which: int) -> tuple[Value, Value]:
-    """Return high and low part of the sum of values (0) or of weights (1)."""
-    doubles = _doubles(sums)
-    high, low = (doubles.load(sums + 8 * doubles.lanes * (2 * which + part)) for part in range(2))
-    while high.count != 1:
-        (a, b), (c, d) = high.halves(), low.halves()
-        high, dropped = two_sum(a, b)
-        low = c + d + dropped
-    return high.lane(0), low.lane(0)
-
-
-OUTPUT_FIELDS = (SAMPLE, TOP, REST, FACTOR, TARGET_FACTOR, AT_TOP, AT_TOP_Z, LOG1P, TARGET)
-
-
-@traced
-def of_row(x: Memory, rows: Value, size: Value) -> tuple[Value, ...]:
-    """Return OUTPUT_FIELDS of one row, the same in each lane."""
-    return tuple(
-        _doubles(rows).load_one(rows + size * field).to(x.stream.real).splat(x.lanes) for field in OUTPUT_FIELDS
-    )
-
-
-@traced
-def of_positions(x: Memory, rows: Value, size: Value) -> tuple[Value, ...]:
-    """Return OUTPUT_FIELDS of as many rows as there are lanes."""
-    return tuple(_doubles(rows).load(rows + size * field, lanes=x.lanes).to(x.stream.real) for field in OUTPUT_FIELDS)
-
-
-@traced
-def write(
-    row: tuple[Value, ...],
-    x: Memory,
-    address: Value,
-    step: Value,
-    out: Memory,
-    out_address: Value,
-    out_step: Value,
-    q: Value | None,
-    q_step: Value,
-    logarithm: Value | None,
-    across: Value | None,
-    count: int,
-    live: Value | None,
-) -> None:
-    """Write vectors of the gradient without the label, of probabilities, or of their logarithms."""
-    s, top, r, factor, target_factor, at_top, at_top_z, log1p_r, target = row
-    logits = _vectors(x, address, step, count, live, -math.inf)
-    if logarithm is not None:
-        values = [logit - top - log1p_r for logit in logits]
-    else:
-        exponentials = [exponential(logit - top) for logit in logits]
-        values = [e * factor for e in exponentials]
-        if q is not None:
-            targets = _vectors(_reals(x, q), q, q_step, count, live, 0.0)
-            values = [
-                # Where all of q is on the maximum, its gradient keeps relative accuracy.
-                select(logit.equals(top), fma(at_top, (target - t) - t * r, at_top_z), value - target_factor * t)
-                for logit, t, value in zip(logits, targets, values, strict=True)
-            ]
-    for index, value in enumerate(values):
-        if across is not None:
-            value = select(s > 0.0, value, 0.0)
-        out.store(out_address + out_step * index, value, live)
+KERNEL_ARGUMENTS = 9
