@@ -8,6 +8,7 @@ PYTHON ?= python3
 CC ?= cc
 CROSS_CC ?= aarch64-linux-gnu-gcc
 QEMU ?= qemu-aarch64
+SYSROOT ?= /usr/aarch64-linux-gnu
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 BIN := .venv/bin
@@ -105,7 +106,7 @@ build/c/native/%: build/c/native/tests/c/%.o $(CORE:%.c=build/c/native/%.o)
 	@$(CC) -fopenmp $^ -lm -o $@
 
 build/c/neon/%: build/c/neon/tests/c/%.o $(CORE:%.c=build/c/neon/%.o)
-	@$(CROSS_CC) -fopenmp -static $^ -lm -o $@
+	@$(CROSS_CC) -fopenmp $^ -lm -o $@
 
 .SECONDARY:
 -include $(shell find build/c -name '*.d' 2>/dev/null)
@@ -117,7 +118,7 @@ test-c-native: $(C_TESTS:%=build/c/native/%)
 
 ifeq ($(HAVE_NEON),yes)
 test-c-neon: $(C_TESTS:%=build/c/neon/%)
-	@for program in $^; do echo "$$program ($(QEMU))"; $(QEMU) $$program || exit 1; done
+	@for program in $^; do echo "$$program ($(QEMU))"; $(QEMU) -L $(SYSROOT) $$program || exit 1; done
 else
 test-c-neon:
 	@echo "NEON was not run: it needs $(CROSS_CC) and $(QEMU) (Debian: gcc-aarch64-linux-gnu qemu-user)"
