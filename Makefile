@@ -130,7 +130,7 @@ endif
 	@echo "installing the systems to compare with"
 	@$(BIN)/python -c 'from importlib.metadata import requires; \
 	    print(*[r.split(";")[0] for r in requires("fastce") if "\"peers\"" in r], sep="\n")' | \
-	while read -r peer; do $(PIP) install "$$peer" || echo "$$peer could not be installed"; done
+	while read -r peer; do $(PIP) install "$$peer" </dev/null || echo "$$peer could not be installed"; done
 	@touch $@
 
 bench: .venv/peers ## compare with the other systems, in under five minutes
