@@ -288,8 +288,8 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     ptrdiff_t out_stride = t->lanes ? *step[OUT] : q->out.class_stride;
     t->logits_direct = !q->logits.byte_swapped && logits_stride == size;
     t->out_direct = t->logits_direct && same_dtype && out_stride == size;
-    t->stream = t->out_direct && aligned_to_element(&q->out) &&
-                (double)w->n_rows * (double)q->n_classes * size > CACHE_BYTES;
+    t->stream =
+        t->out_direct && aligned_to_element(&q->out) && (double)w->n_rows * (double)q->n_classes * size > CACHE_BYTES;
     t->q_scale = t->q_vector = NULL;
     double sum = 0, lost = 0;
     if (q->class_vector)

@@ -92,16 +92,27 @@ static inline double load_number(const char *p, fastce_dtype dtype, bool swapped
     uint64_t bits = load_bits(p, dtype_size(dtype), swapped);
     double x;
     switch (dtype) {
-    case FASTCE_F16: return float_from_f16((uint16_t)bits);
-    case FASTCE_BF16: return float_from_bf16((uint16_t)bits);
-    case FASTCE_F32: return float_from_bits((uint32_t)bits);
-    case FASTCE_F64: memcpy(&x, &bits, 8); return x;
-    case FASTCE_BOOL: return bits != 0;
-    case FASTCE_I8: return (int8_t)bits;
-    case FASTCE_I16: return (int16_t)bits;
-    case FASTCE_I32: return (int32_t)bits;
-    case FASTCE_I64: return (double)(int64_t)bits;
-    default: return (double)bits;
+    case FASTCE_F16:
+        return float_from_f16((uint16_t)bits);
+    case FASTCE_BF16:
+        return float_from_bf16((uint16_t)bits);
+    case FASTCE_F32:
+        return float_from_bits((uint32_t)bits);
+    case FASTCE_F64:
+        memcpy(&x, &bits, 8);
+        return x;
+    case FASTCE_BOOL:
+        return bits != 0;
+    case FASTCE_I8:
+        return (int8_t)bits;
+    case FASTCE_I16:
+        return (int16_t)bits;
+    case FASTCE_I32:
+        return (int32_t)bits;
+    case FASTCE_I64:
+        return (double)(int64_t)bits;
+    default:
+        return (double)bits;
     }
 }
 
@@ -109,21 +120,34 @@ static inline double load_number(const char *p, fastce_dtype dtype, bool swapped
 static inline int64_t load_label(const char *p, fastce_dtype dtype, bool swapped) {
     uint64_t bits = load_bits(p, dtype_size(dtype), swapped);
     switch (dtype) {
-    case FASTCE_I8: return (int8_t)bits;
-    case FASTCE_I16: return (int16_t)bits;
-    case FASTCE_I32: return (int32_t)bits;
-    case FASTCE_I64: return (int64_t)bits;
-    default: return bits > INT64_MAX ? INT64_MAX : (int64_t)bits;
+    case FASTCE_I8:
+        return (int8_t)bits;
+    case FASTCE_I16:
+        return (int16_t)bits;
+    case FASTCE_I32:
+        return (int32_t)bits;
+    case FASTCE_I64:
+        return (int64_t)bits;
+    default:
+        return bits > INT64_MAX ? INT64_MAX : (int64_t)bits;
     }
 }
 
 static inline void store_floating(char *p, double x, fastce_dtype dtype, bool swapped) {
     uint64_t bits;
     switch (dtype) {
-    case FASTCE_F16: bits = f16_from_float((float)x); break;
-    case FASTCE_BF16: bits = bf16_from_float((float)x); break;
-    case FASTCE_F32: bits = bits_from_float((float)x); break;
-    default: memcpy(&bits, &x, 8); break;
+    case FASTCE_F16:
+        bits = f16_from_float((float)x);
+        break;
+    case FASTCE_BF16:
+        bits = bf16_from_float((float)x);
+        break;
+    case FASTCE_F32:
+        bits = bits_from_float((float)x);
+        break;
+    default:
+        memcpy(&bits, &x, 8);
+        break;
     }
     store_bits(p, bits, dtype_size(dtype), swapped);
 }

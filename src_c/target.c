@@ -76,11 +76,10 @@ int64_t load_targets(const task *t, const char *const at[], const ptrdiff_t step
 
     int64_t bad = -1;
     for (int64_t i = 0; i < count; i++) r->weight[i] = 1;
-    if (weighted) bad = check_weights(&q->sample_weight, at[SAMPLE_WEIGHT], step[SAMPLE_WEIGHT], count, r->weight,
-                            any_ignored);
+    if (weighted)
+        bad = check_weights(&q->sample_weight, at[SAMPLE_WEIGHT], step[SAMPLE_WEIGHT], count, r->weight, any_ignored);
     if (labels) {
-        int64_t bad_label = check_labels(t, at[TARGET], step[TARGET], bad < 0 ? count : bad + 1, r->label,
-                                         any_ignored);
+        int64_t bad_label = check_labels(t, at[TARGET], step[TARGET], bad < 0 ? count : bad + 1, r->label, any_ignored);
         if (bad_label >= 0) bad = bad_label;
     } else {
         for (int64_t i = 0; i < count; i++) r->label[i] = -1;

@@ -75,6 +75,25 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), low));
     _mm256_storeu_pd(sums + 4, _mm256_add_pd(_mm256_loadu_pd(sums + 4), high));
 }
+/* See avx512_f32.c. */
+enum { COLUMNS = 4 };
+static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
+    __m256 a = _mm256_castps128_ps256(_mm_loadu_ps((const float *)(row[0] + offset)));
+    return _mm256_insertf128_ps(a, _mm_loadu_ps((const float *)(row[4] + offset)), 1);
+}
+static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
+    _mm_storeu_ps(to, _mm256_castps256_ps128(a));
+    _mm_storeu_ps(to + 4 * row_size, _mm256_extractf128_ps(a, 1));
+}
+static inline void v_transpose(vec *a) {
+    __m256 t0 = _mm256_unpacklo_ps(a[0], a[1]), t1 = _mm256_unpackhi_ps(a[0], a[1]);
+    __m256 t2 = _mm256_unpacklo_ps(a[2], a[3]), t3 = _mm256_unpackhi_ps(a[2], a[3]);
+    a[0] = _mm256_shuffle_ps(t0, t2, 0x44);
+    a[1] = _mm256_shuffle_ps(t0, t2, 0xee);
+    a[2] = _mm256_shuffle_ps(t1, t3, 0x44);
+    a[3] = _mm256_shuffle_ps(t1, t3, 0xee);
+}
+
 static inline void v_fence(void) { _mm_sfence(); }
 
 #include "../kernels/kernels.h"

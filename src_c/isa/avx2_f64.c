@@ -56,6 +56,22 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     v_store(lost, v_add(v_load(lost), v_add(v_sub(old, v_sub(sum, added)), v_sub(a, added))));
     v_store(sums, sum);
 }
+/* See avx512_f32.c. */
+enum { COLUMNS = 2 };
+static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
+    __m256d a = _mm256_castpd128_pd256(_mm_loadu_pd((const double *)(row[0] + offset)));
+    return _mm256_insertf128_pd(a, _mm_loadu_pd((const double *)(row[2] + offset)), 1);
+}
+static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
+    _mm_storeu_pd(to, _mm256_castpd256_pd128(a));
+    _mm_storeu_pd(to + 2 * row_size, _mm256_extractf128_pd(a, 1));
+}
+static inline void v_transpose(vec *a) {
+    __m256d low = _mm256_unpacklo_pd(a[0], a[1]);
+    a[1] = _mm256_unpackhi_pd(a[0], a[1]);
+    a[0] = low;
+}
+
 static inline void v_fence(void) { _mm_sfence(); }
 
 #include "../kernels/kernels.h"

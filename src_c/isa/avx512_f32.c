@@ -6,7 +6,7 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))),              \
                              apply_to = function)
 #else
 #pragma GCC push_options
@@ -46,9 +46,7 @@ static inline void v_stream(real *p, vec a) { _mm512_stream_ps(p, a); }
 static inline vec v_load_first(const real *p, int64_t n, vec rest) {
     return _mm512_mask_loadu_ps(rest, (__mmask16)((1u << n) - 1), p);
 }
-static inline void v_store_first(real *p, vec a, int64_t n) {
-    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a);
-}
+static inline void v_store_first(real *p, vec a, int64_t n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a); }
 
 static inline vec v_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 static inline vec v_load_bf16(const uint16_t *p) {
@@ -73,6 +71,30 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), _mm512_cvtps_pd(low)));
     _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), _mm512_cvtps_pd(high)));
 }
+/* A piece is what 16 bytes hold of a row; COLUMNS vectors of pieces, the row of each COLUMNS further on, transpose into
+ * the vectors of as many classes, and back. */
+enum { COLUMNS = 4 };
+static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
+    __m512 a = _mm512_castps128_ps512(_mm_loadu_ps((const float *)(row[0] + offset)));
+    a = _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(row[4] + offset)), 1);
+    a = _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(row[8] + offset)), 2);
+    return _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(row[12] + offset)), 3);
+}
+static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
+    _mm_storeu_ps(to, _mm512_castps512_ps128(a));
+    _mm_storeu_ps(to + 4 * row_size, _mm512_extractf32x4_ps(a, 1));
+    _mm_storeu_ps(to + 8 * row_size, _mm512_extractf32x4_ps(a, 2));
+    _mm_storeu_ps(to + 12 * row_size, _mm512_extractf32x4_ps(a, 3));
+}
+static inline void v_transpose(vec *a) {
+    __m512 t0 = _mm512_unpacklo_ps(a[0], a[1]), t1 = _mm512_unpackhi_ps(a[0], a[1]);
+    __m512 t2 = _mm512_unpacklo_ps(a[2], a[3]), t3 = _mm512_unpackhi_ps(a[2], a[3]);
+    a[0] = _mm512_shuffle_ps(t0, t2, 0x44);
+    a[1] = _mm512_shuffle_ps(t0, t2, 0xee);
+    a[2] = _mm512_shuffle_ps(t1, t3, 0x44);
+    a[3] = _mm512_shuffle_ps(t1, t3, 0xee);
+}
+
 static inline void v_fence(void) { _mm_sfence(); }
 
 #include "../kernels/kernels.h"

@@ -6,7 +6,7 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))),              \
                              apply_to = function)
 #else
 #pragma GCC push_options
@@ -53,6 +53,26 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     v_store(lost, v_add(v_load(lost), v_add(v_sub(old, v_sub(sum, added)), v_sub(a, added))));
     v_store(sums, sum);
 }
+/* See avx512_f32.c. */
+enum { COLUMNS = 2 };
+static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
+    __m512d a = _mm512_castpd128_pd512(_mm_loadu_pd((const double *)(row[0] + offset)));
+    a = _mm512_insertf64x2(a, _mm_loadu_pd((const double *)(row[2] + offset)), 1);
+    a = _mm512_insertf64x2(a, _mm_loadu_pd((const double *)(row[4] + offset)), 2);
+    return _mm512_insertf64x2(a, _mm_loadu_pd((const double *)(row[6] + offset)), 3);
+}
+static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
+    _mm_storeu_pd(to, _mm512_castpd512_pd128(a));
+    _mm_storeu_pd(to + 2 * row_size, _mm512_extractf64x2_pd(a, 1));
+    _mm_storeu_pd(to + 4 * row_size, _mm512_extractf64x2_pd(a, 2));
+    _mm_storeu_pd(to + 6 * row_size, _mm512_extractf64x2_pd(a, 3));
+}
+static inline void v_transpose(vec *a) {
+    __m512d low = _mm512_unpacklo_pd(a[0], a[1]);
+    a[1] = _mm512_unpackhi_pd(a[0], a[1]);
+    a[0] = low;
+}
+
 static inline void v_fence(void) { _mm_sfence(); }
 
 #include "../kernels/kernels.h"

@@ -68,6 +68,28 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     vst1q_f64(sums, vaddq_f64(vld1q_f64(sums), vcvt_f64_f32(vget_low_f32(a))));
     vst1q_f64(sums + 2, vaddq_f64(vld1q_f64(sums + 2), vcvt_high_f64_f32(a)));
 }
+/* See avx512_f32.c. */
+enum { COLUMNS = 4 };
+static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
+    return v_load((const real *)(row[0] + offset));
+}
+static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
+    (void)row_size;
+    v_store(to, a);
+}
+static inline vec zip_pairs(vec a, vec b, int high) {
+    float64x2_t x = vreinterpretq_f64_f32(a), y = vreinterpretq_f64_f32(b);
+    return vreinterpretq_f32_f64(high ? vzip2q_f64(x, y) : vzip1q_f64(x, y));
+}
+static inline void v_transpose(vec *a) {
+    vec t0 = vzip1q_f32(a[0], a[1]), t1 = vzip2q_f32(a[0], a[1]);
+    vec t2 = vzip1q_f32(a[2], a[3]), t3 = vzip2q_f32(a[2], a[3]);
+    a[0] = zip_pairs(t0, t2, 0);
+    a[1] = zip_pairs(t0, t2, 1);
+    a[2] = zip_pairs(t1, t3, 0);
+    a[3] = zip_pairs(t1, t3, 1);
+}
+
 static inline void v_fence(void) {}
 
 #include "../kernels/kernels.h"

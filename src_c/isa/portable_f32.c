@@ -52,7 +52,9 @@ static inline void v_store_first(real *p, vec a, int64_t n) {
 }
 
 typedef uint16_t half_vec;
-static inline vec v_load_f16(const uint16_t *p) { return float_from_f16((uint16_t)load_bits((const char *)p, 2, false)); }
+static inline vec v_load_f16(const uint16_t *p) {
+    return float_from_f16((uint16_t)load_bits((const char *)p, 2, false));
+}
 static inline vec v_load_bf16(const uint16_t *p) {
     return float_from_bf16((uint16_t)load_bits((const char *)p, 2, false));
 }
@@ -65,6 +67,17 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     (void)lost;
     *sums += (double)a;
 }
+/* See avx512_f32.c: one lane transposes into itself. */
+enum { COLUMNS = 1 };
+static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
+    return v_load((const real *)(row[0] + offset));
+}
+static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
+    (void)row_size;
+    v_store(to, a);
+}
+static inline void v_transpose(vec *a) { (void)a; }
+
 static inline void v_fence(void) {}
 
 #include "../kernels/kernels.h"

@@ -56,6 +56,17 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     v_store(lost, v_add(v_load(lost), v_add(v_sub(old, v_sub(sum, added)), v_sub(a, added))));
     v_store(sums, sum);
 }
+/* See avx512_f32.c: one lane transposes into itself. */
+enum { COLUMNS = 1 };
+static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
+    return v_load((const real *)(row[0] + offset));
+}
+static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
+    (void)row_size;
+    v_store(to, a);
+}
+static inline void v_transpose(vec *a) { (void)a; }
+
 static inline void v_fence(void) {}
 
 #include "../kernels/kernels.h"

@@ -6,7 +6,8 @@
 typedef struct results {
     double mass[VISIT_ROWS], unit_mass[VISIT_ROWS]; /* Q, and Q / s as it came from the visit */
     real max[VISIT_ROWS], rest[VISIT_ROWS], distance[VISIT_ROWS], z[VISIT_ROWS];
-    real log_total[VISIT_ROWS]; /* log1p(rest) */
+    real label_logit[VISIT_ROWS], label_exp[VISIT_ROWS]; /* exp(label_logit - max); 0 where there is no label */
+    real log_total[VISIT_ROWS];                          /* log1p(rest) */
     real value[VISIT_ROWS];
 } results;
 
@@ -32,15 +33,13 @@ static void finish(const task *t, const rows *r, results *s, partial *sums) {
     const fastce_problem *q = t->problem;
     int64_t padded = (r->count + LANES - 1) / LANES * LANES;
     real mass[VISIT_ROWS];
-    for (int64_t i = r->count; i < padded; i++)
-        s->max[i] = s->rest[i] = s->distance[i] = s->z[i] = 0, s->mass[i] = 0;
+    for (int64_t i = r->count; i < padded; i++) s->max[i] = s->rest[i] = s->distance[i] = s->z[i] = 0, s->mass[i] = 0;
     for (int64_t i = 0; i < padded; i++) mass[i] = (real)s->mass[i];
     for (int64_t i = 0; i < padded; i += LANES) {
         vec log_total = v_log1p(v_load(&s->rest[i]));
         v_store(&s->log_total[i], log_total);
         vec lse = v_add(v_load(&s->max[i]), log_total), value = lse;
-        if (q->target_kind != FASTCE_NO_TARGET)
-            value = v_fma(v_load(&mass[i]), log_total, v_load(&s->distance[i]));
+        if (q->target_kind != FASTCE_NO_TARGET) value = v_fma(v_load(&mass[i]), log_total, v_load(&s->distance[i]));
         if (q->z_loss != 0) value = v_fma(v_load(&s->z[i]), v_mul(lse, lse), value);
         v_store(&s->value[i], value);
     }
@@ -73,38 +72,46 @@ static void write_values(const rows *r, const results *s) {
     }
 }
 
-/* Gradient of a row: factor exp(x_k - max) + q_factor q_k / s, but where x_k is the maximum the same without cancellation,
- * (Q - q_k) p - q_k (1 - p) with 1 - p = r / (1 + r): (total - q_k / s) share + q_k / s lost + pull. */
-typedef struct gradient {
-    real factor, q_factor;
-    real total, share, lost, pull;
-    real at_label;
-} gradient;
+/* Gradients of rows: factor exp(x_k - max) + q_factor q_k / s, but where x_k is the maximum the same without cancellation,
+ * (Q - q_k) p - q_k (1 - p) with 1 - p = r / (1 + r): (total - q_k / s) share + q_k / s lost + pull. At the label at_label
+ * stands for either. */
+typedef struct gradients {
+    real factor[VISIT_ROWS], q_factor[VISIT_ROWS];
+    real total[VISIT_ROWS], share[VISIT_ROWS], lost[VISIT_ROWS], pull[VISIT_ROWS];
+    real at_label[VISIT_ROWS];
+} gradients;
 
-/* label_logit and label_exp = exp(label_logit - max) are read where the row has a label. */
-static INLINE gradient gradient_of_row(const task *t, const rows *r, const results *s, int64_t i, real label_logit,
-                                       real label_exp) {
+static INLINE void find_gradients(const task *t, const rows *r, const results *s, int64_t begin, int64_t end,
+                                  gradients *g) {
     const fastce_problem *q = t->problem;
-    if (q->output == FASTCE_SOFTMAX) return (gradient){.factor = 1 / (1 + s->rest[i])};
-    double rest = (double)s->rest[i], weight = r->weight[i], scale = r->grad_scale[i], mass = s->mass[i], z_part = 0;
-    double top = 1 / (1 + rest);
-    if (q->z_loss != 0)
-        z_part = 2 * (double)s->z[i] * ((double)s->max[i] + (double)first_lane(v_log1p(v_set1(s->rest[i]))));
-    gradient g = {
-        .factor = (real)(scale * (mass + z_part) * top),
-        .q_factor = (real)(-scale * weight),
-        .total = (real)s->unit_mass[i],
-        .share = (real)(scale * weight * top),
-        .lost = (real)(-scale * weight * (rest * top)),
-        .pull = (real)(scale * z_part * top),
-    };
-    if (q->target_kind == FASTCE_LABELS) {
-        double on_label = r->label_mass[i];
-        if (q->class_vector) on_label += weight * q->class_vector[r->label[i]];
-        if (label_logit == s->max[i])
-            g.at_label = (real)(scale * ((mass - on_label + z_part) * top - on_label * (rest * top)));
-        else
-            g.at_label = (real)(scale * ((mass + z_part) * ((double)label_exp * top) - on_label));
+    if (q->target_kind == FASTCE_NO_TARGET) {
+        for (int64_t i = begin; i < end; i++) g->factor[i] = q->output == FASTCE_SOFTMAX ? 1 / (1 + s->rest[i]) : 1;
+        return;
     }
-    return g;
+    double z_part[VISIT_ROWS], on_label[VISIT_ROWS];
+    for (int64_t i = begin; i < end; i++) z_part[i] = 0;
+    for (int64_t i = begin; i < end; i++) on_label[i] = r->label_mass[i];
+    if (q->z_loss != 0)
+        for (int64_t i = begin; i < end; i++)
+            z_part[i] = 2 * (double)s->z[i] * ((double)s->max[i] + (double)s->log_total[i]);
+    if (q->class_vector && q->target_kind == FASTCE_LABELS)
+        for (int64_t i = begin; i < end; i++)
+            if (r->label[i] >= 0) on_label[i] += r->weight[i] * q->class_vector[r->label[i]];
+    for (int64_t i = begin; i < end; i++) {
+        double rest = (double)s->rest[i], scale = r->grad_scale[i], mass = s->mass[i], top = 1 / (1 + rest);
+        double at_max = (mass - on_label[i] + z_part[i]) * top - on_label[i] * (rest * top);
+        double below = (mass + z_part[i]) * ((double)s->label_exp[i] * top) - on_label[i];
+        g->factor[i] = (real)(scale * (mass + z_part[i]) * top);
+        g->at_label[i] = (real)(scale * (s->label_logit[i] == s->max[i] ? at_max : below));
+    }
+    if (!q->class_vector && q->target_kind == FASTCE_LABELS) return;
+    for (int64_t i = begin; i < end; i++) {
+        double rest = (double)s->rest[i], scale = r->grad_scale[i], weight = r->weight[i], top = 1 / (1 + rest);
+        bool dense = q->target_kind == FASTCE_DENSE;
+        g->q_factor[i] = (real)(-scale * weight);
+        g->total[i] = (real)(dense ? s->unit_mass[i] : r->label_mass[i] / weight + t->q_vector_sum);
+        g->share[i] = (real)(scale * weight * top);
+        g->lost[i] = (real)(-scale * weight * (rest * top));
+        g->pull[i] = (real)(scale * z_part[i] * top);
+    }
 }

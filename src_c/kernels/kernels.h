@@ -11,6 +11,8 @@
 
 #include "rows.h"
 
+#include "tile.h"
+
 #include "lanes.h"
 
 static int64_t visit_any(const task *t, rows *r, partial *sums, char *scratch) {
@@ -19,6 +21,6 @@ static int64_t visit_any(const task *t, rows *r, partial *sums, char *scratch) {
     return bad;
 }
 
-static size_t scratch_bytes(const task *t) { return t->lanes ? lanes_scratch_bytes(t) : rows_scratch_bytes(t); }
+static size_t scratch_bytes(const task *t) { return t->lanes ? lanes_scratch_bytes() : rows_scratch_bytes(t); }
 
 #define KERNELS {visit_any, scratch_bytes}

@@ -1,116 +1,136 @@
 /* Vectors of rows: each lane is a row, classes pass one after the other. For few classes, and where the class axis is
- * strided: neighbouring positions are loaded where they lie if they are neighbours in memory, else a tile is gathered. */
+ * strided: positions that are neighbours in memory are loaded where they lie, others through a tile. */
 
-enum {
-    TILE_CLASSES = FEW_CLASSES, /* of one block of classes */
-    FLUSH_CLASSES = 8,
-    TILE_SIZE = TILE_CLASSES * VISIT_ROWS,
-};
+enum { FLUSH_CLASSES = 8, ELEMENT = sizeof(real) };
 
-/* A block of classes of all rows of the visit: class k of row i at p + k * stride + i * (size of storage). */
-typedef struct tile {
+/* Classes [first, first + n) of all rows of the visit: class first + k of row i at p + k * stride + i elements. */
+typedef struct block_of_lanes {
     const char *p;
     ptrdiff_t stride;
-} tile;
+    int64_t first, n;
+} block_of_lanes;
 
 typedef struct lane_state {
     results s;
-    real label_logit[VISIT_ROWS];
+    real label[VISIT_ROWS]; /* within the block of classes at hand, or -1 */
     double rest[VISIT_ROWS], mass[VISIT_ROWS], distance[VISIT_ROWS];
     double rest_lost[VISIT_ROWS], mass_lost[VISIT_ROWS], distance_lost[VISIT_ROWS];
 } lane_state;
 
-static void gather_tile(real *to, const fastce_array *a, const char *base, ptrdiff_t step, const rows *r, int64_t first,
-                        int64_t n) {
-    for (int64_t i = 0; i < r->count; i++) {
-        const char *p = base + r->index[i] * step + first * a->class_stride;
-        if (a->dtype == real_dtype() && !a->byte_swapped) {
-            for (int64_t k = 0; k < n; k++) memcpy(&to[k * VISIT_ROWS + i], p + k * a->class_stride, sizeof(real));
-        } else {
-            for (int64_t k = 0; k < n; k++)
-                to[k * VISIT_ROWS + i] = (real)load_number(p + k * a->class_stride, a->dtype, a->byte_swapped);
-        }
-    }
-    for (int64_t i = r->count; i < VISIT_ROWS && i % GROUP != 0; i++)
-        for (int64_t k = 0; k < n; k++) to[k * VISIT_ROWS + i] = 0;
-}
+typedef struct lane_scratch {
+    real *x, *q, *out, *flat;
+} lane_scratch;
 
-static INLINE tile get_tile(const task *t, const rows *r, int64_t first, int64_t n, bool direct, real *copy) {
+static size_t lanes_scratch_bytes(void) { return 4 * TILE_SIZE * ELEMENT; }
+
+static INLINE block_of_lanes get_lanes(const task *t, const rows *r, int64_t first, bool direct, lane_scratch *w) {
     const fastce_array *a = &t->problem->logits;
-    if (direct) return (tile){r->logits + r->index[0] * r->logits_step + first * a->class_stride, a->class_stride};
-    gather_tile(copy, a, r->logits, r->logits_step, r, first, n);
-    return (tile){(const char *)copy, VISIT_ROWS * sizeof(real)};
+    int64_t left = t->problem->n_classes - first, n = left < TILE_CLASSES ? left : TILE_CLASSES;
+    if (direct) {
+        const char *p = r->logits + r->index[0] * r->logits_step + first * a->class_stride;
+        return (block_of_lanes){p, a->class_stride, first, n};
+    }
+    load_tile(w->x, w->flat, a, r->logits, r->logits_step, r, first, n);
+    return (block_of_lanes){(const char *)w->x, VISIT_ROWS * ELEMENT, first, n};
 }
 
 /* q_k / s of a block of dense targets; returns -1, or the first row with a target that is not valid. */
-static int64_t get_dense_tile(const task *t, const rows *r, int64_t first, int64_t n, real *q) {
-    gather_tile(q, &t->problem->target, r->dense, r->dense_step, r, first, n);
+static int64_t get_dense_tile(const task *t, const rows *r, int64_t first, int64_t n, lane_scratch *w) {
+    const fastce_array *a = &t->problem->target;
+    load_tile(w->q, w->flat, a, r->dense, r->dense_step, r, first, n);
     const real *scales = t->q_scale, *vector = t->q_vector, uniform = (real)t->problem->target_scale;
-    int64_t bad = r->count;
+    real lowest[VISIT_ROWS] = {0}, poison[VISIT_ROWS] = {0};
     for (int64_t k = 0; k < n; k++) {
         real scale = scales ? scales[first + k] : uniform, add = vector ? vector[first + k] : 0;
+        real *q = &w->q[k * VISIT_ROWS];
         for (int64_t i = 0; i < r->count; i++) {
-            real x = q[k * VISIT_ROWS + i];
-            if (!(x >= 0 && x - x == 0) && i < bad) bad = i;
-            q[k * VISIT_ROWS + i] = scale * x + add;
+            lowest[i] = q[i] < lowest[i] ? q[i] : lowest[i];
+            poison[i] += q[i] * 0;
+            q[i] = scale * q[i] + add;
         }
     }
-    return bad < r->count ? bad : -1;
+    for (int64_t i = 0; i < r->count; i++)
+        if (lowest[i] < 0 || poison[i] != 0) return i;
+    return -1;
 }
 
 static INLINE vec v_step(mask m) { return v_select(m, v_set1(1), v_set1(0)); }
 
-/* Positions of the labels within a block of classes; -1 where they are elsewhere. */
-static INLINE void labels_in_block(const rows *r, int64_t row, int64_t first, int64_t n, vec *position) {
-    real lanes[GROUP];
-    for (int i = 0; i < GROUP; i++) {
-        int64_t k = row + i < r->count ? r->label[row + i] - first : -1;
-        lanes[i] = k >= 0 && k < n ? (real)k : -1;
+static INLINE void find_labels(const rows *r, block_of_lanes x, lane_state *a) {
+    for (int64_t i = 0; i < r->count; i++) {
+        int64_t k = r->label[i] - x.first;
+        a->label[i] = k >= 0 && k < x.n && r->label[i] >= 0 ? (real)(int32_t)k : -1;
     }
-    for (int j = 0; j < 4; j++) position[j] = v_load(lanes + j * LANES);
+    for (int64_t i = r->count; i % GROUP != 0; i++) a->label[i] = -1;
+}
+
+/* Logits of the labels in a block of classes. */
+static INLINE void select_label_logits(block_of_lanes x, int64_t row, lane_state *a) {
+    for (int j = 0; j < 4; j++) {
+        vec label = v_load(&a->label[row + j * LANES]), logit = v_load(&a->s.label_logit[row + j * LANES]);
+        const char *p = x.p + (row + j * LANES) * ELEMENT;
+        for (int64_t k = 0; k < x.n; k++)
+            logit = v_select(v_eq(label, v_set1((real)(int32_t)k)), v_load((const real *)(p + k * x.stride)), logit);
+        v_store(&a->s.label_logit[row + j * LANES], logit);
+    }
+}
+
+/* Logits of the labels: passing a few classes by costs less than going to each. */
+static INLINE void load_label_logits(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct) {
+    const fastce_array *logits = &t->problem->logits;
+    for (int64_t i = 0; i < VISIT_ROWS; i++) a->s.label_logit[i] = 0;
+    if (t->problem->target_kind != FASTCE_LABELS) return;
+    if (t->problem->n_classes <= TILE_CLASSES) {
+        block_of_lanes x = get_lanes(t, r, 0, direct, w);
+        find_labels(r, x, a);
+        for (int64_t row = 0; row < r->count; row += GROUP) select_label_logits(x, row, a);
+        return;
+    }
+    for (int64_t i = 0; i < r->count; i++)
+        if (r->label[i] >= 0)
+            gather(&a->s.label_logit[i], r->logits + r->index[i] * r->logits_step + r->label[i] * logits->class_stride,
+                   0, 1, logits->dtype, logits->byte_swapped);
 }
 
 /* rest += exp(x_k - x_label) over a block's classes but the label, for the group of rows at row. */
-static INLINE void add_shifted(const rows *r, tile x, int64_t row, int64_t first, int64_t n, lane_state *a,
-                               fastce_dtype storage) {
-    const ptrdiff_t size = storage_size(storage);
+static INLINE void add_shifted(block_of_lanes x, int64_t row, lane_state *a) {
     vec label[4], shift[4];
-    labels_in_block(r, row, first, n, label);
-    for (int j = 0; j < 4; j++) shift[j] = v_load(&a->label_logit[row + j * LANES]);
-    const char *p = x.p + row * size;
-    for (int64_t k0 = 0; k0 < n; k0 += FLUSH_CLASSES) {
+    for (int j = 0; j < 4; j++) label[j] = v_load(&a->label[row + j * LANES]);
+    for (int j = 0; j < 4; j++) shift[j] = v_load(&a->s.label_logit[row + j * LANES]);
+    const char *p = x.p + row * ELEMENT;
+    for (int64_t k0 = 0; k0 < x.n; k0 += FLUSH_CLASSES) {
         vec sum[4], e[4];
-        int64_t end = n - k0 < FLUSH_CLASSES ? n : k0 + FLUSH_CLASSES;
+        int64_t end = x.n - k0 < FLUSH_CLASSES ? x.n : k0 + FLUSH_CLASSES;
         for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
         for (int64_t k = k0; k < end; k++) {
-            for (int j = 0; j < 4; j++) e[j] = v_sub(load(p + k * x.stride + j * LANES * size, storage), shift[j]);
+            for (int j = 0; j < 4; j++)
+                e[j] = v_sub(v_load((const real *)(p + k * x.stride + j * LANES * ELEMENT)), shift[j]);
             exp_vectors(e, 4);
             for (int j = 0; j < 4; j++)
-                sum[j] = v_add(sum[j], v_select(v_eq(label[j], v_set1((real)k)), v_set1(0), e[j]));
+                sum[j] = v_add(sum[j], v_select(v_eq(label[j], v_set1((real)(int32_t)k)), v_set1(0), e[j]));
         }
         for (int j = 0; j < 4; j++) v_accumulate(&a->rest[row + j * LANES], &a->rest_lost[row + j * LANES], sum[j]);
     }
 }
 
 /* The same shifted by the running maximum, where one class at the maximum is left out; q's mass and distance on the
- * way: class vector in q_vector, or a dense tile in q_tile. */
-static INLINE void add_below_max(tile x, const real *q_vector, const real *q_tile, int64_t row, int64_t n, lane_state *a,
-                                 fastce_dtype storage) {
-    const ptrdiff_t size = storage_size(storage);
-    const char *p = x.p + row * size;
+ * way: the class vector, or a dense tile. */
+static INLINE void add_below_max(block_of_lanes x, const real *q_vector, const real *q_tile, int64_t row,
+                                 lane_state *a) {
+    const char *p = x.p + row * ELEMENT;
     const vec zero = v_set1(0), lowest = v_set1(-INFINITY);
     vec max[4], shift[4], at_max[4];
     for (int j = 0; j < 4; j++) max[j] = v_load(&a->s.max[row + j * LANES]);
-    for (int64_t k = 0; k < n; k++)
-        for (int j = 0; j < 4; j++) max[j] = v_max(max[j], load(p + k * x.stride + j * LANES * size, storage));
+    for (int64_t k = 0; k < x.n; k++)
+        for (int j = 0; j < 4; j++)
+            max[j] = v_max(max[j], v_load((const real *)(p + k * x.stride + j * LANES * ELEMENT)));
     for (int j = 0; j < 4; j++) {
         real *state = &a->s.max[row + j * LANES];
         vec old = v_load(state), drop = v_sub(old, max[j]);
         mask rises = v_gt(max[j], old);
         real kept[LANES], rise[LANES], raised[LANES];
-        vec e = drop;
-        exp_vectors(&e, 1);
-        v_store(kept, e);
+        exp_vectors(&drop, 1);
+        v_store(kept, drop);
         v_store(rise, v_sub(max[j], old));
         v_store(raised, v_step(rises));
         at_max[j] = v_sub(zero, v_step(rises)); /* counted, never added to what may be far below 1 */
@@ -125,12 +145,12 @@ static INLINE void add_below_max(tile x, const real *q_vector, const real *q_til
         v_store(state, max[j]);
         shift[j] = v_select(v_eq(max[j], lowest), zero, max[j]);
     }
-    for (int64_t k0 = 0; k0 < n; k0 += FLUSH_CLASSES) {
+    for (int64_t k0 = 0; k0 < x.n; k0 += FLUSH_CLASSES) {
         vec below[4], mass[4], distance[4], logit[4], e[4];
-        int64_t end = n - k0 < FLUSH_CLASSES ? n : k0 + FLUSH_CLASSES;
+        int64_t end = x.n - k0 < FLUSH_CLASSES ? x.n : k0 + FLUSH_CLASSES;
         for (int j = 0; j < 4; j++) below[j] = mass[j] = distance[j] = zero;
         for (int64_t k = k0; k < end; k++) {
-            for (int j = 0; j < 4; j++) logit[j] = load(p + k * x.stride + j * LANES * size, storage);
+            for (int j = 0; j < 4; j++) logit[j] = v_load((const real *)(p + k * x.stride + j * LANES * ELEMENT));
             for (int j = 0; j < 4; j++) e[j] = v_sub(logit[j], shift[j]);
             exp_vectors(e, 4);
             for (int j = 0; j < 4; j++) {
@@ -147,35 +167,17 @@ static INLINE void add_below_max(tile x, const real *q_vector, const real *q_til
             }
         }
         for (int j = 0; j < 4; j++) {
-            v_accumulate(&a->rest[row + j * LANES], &a->rest_lost[row + j * LANES], below[j]);
-            v_accumulate(&a->mass[row + j * LANES], &a->mass_lost[row + j * LANES], mass[j]);
-            v_accumulate(&a->distance[row + j * LANES], &a->distance_lost[row + j * LANES], distance[j]);
+            int64_t at = row + j * LANES;
+            v_accumulate(&a->rest[at], &a->rest_lost[at], below[j]);
+            v_accumulate(&a->mass[at], &a->mass_lost[at], mass[j]);
+            v_accumulate(&a->distance[at], &a->distance_lost[at], distance[j]);
         }
     }
     for (int j = 0; j < 4; j++) v_accumulate(&a->rest[row + j * LANES], &a->rest_lost[row + j * LANES], at_max[j]);
 }
 
-typedef struct lane_scratch {
-    real *x, *q, *out;
-} lane_scratch;
-
-static size_t lanes_scratch_bytes(const task *t) {
-    (void)t;
-    return 3 * TILE_SIZE * sizeof(real);
-}
-
-static void load_label_logits(const task *t, const rows *r, lane_state *a) {
-    const fastce_array *x = &t->problem->logits;
-    for (int64_t i = 0; i < VISIT_ROWS; i++) a->label_logit[i] = 0;
-    for (int64_t i = 0; i < r->count; i++)
-        if (r->label[i] >= 0)
-            gather(&a->label_logit[i], r->logits + r->index[i] * r->logits_step + r->label[i] * x->class_stride, 0, 1,
-                   x->dtype, x->byte_swapped);
-}
-
-/* Rows of the visit through their maximum; returns the first row with a bad dense target, or -1. */
-static INLINE int64_t reduce_by_max(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct,
-                                    fastce_dtype storage) {
+/* All rows of the visit through their maximum; returns the first row with a bad dense target, or -1. */
+static int64_t reduce_by_max(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct) {
     const fastce_problem *q = t->problem;
     bool dense = q->target_kind == FASTCE_DENSE;
     int64_t bad = -1;
@@ -185,15 +187,13 @@ static INLINE int64_t reduce_by_max(const task *t, const rows *r, lane_state *a,
         a->mass[i] = a->distance[i] = a->rest_lost[i] = a->mass_lost[i] = a->distance_lost[i] = 0;
     }
     for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
-        int64_t n = q->n_classes - first < TILE_CLASSES ? q->n_classes - first : TILE_CLASSES;
-        tile x = get_tile(t, r, first, n, direct, w->x);
+        block_of_lanes x = get_lanes(t, r, first, direct, w);
         const real *vector = t->q_vector && !dense ? (const real *)t->q_vector + first : NULL;
         if (dense) {
-            int64_t bad_here = get_dense_tile(t, r, first, n, w->q);
+            int64_t bad_here = get_dense_tile(t, r, first, x.n, w);
             if (bad_here >= 0 && (bad < 0 || bad_here < bad)) bad = bad_here;
         }
-        for (int64_t row = 0; row < r->count; row += GROUP)
-            add_below_max(x, vector, dense ? w->q : NULL, row, n, a, storage);
+        for (int64_t row = 0; row < r->count; row += GROUP) add_below_max(x, vector, dense ? w->q : NULL, row, a);
     }
     for (int64_t i = 0; i < r->count; i++) {
         a->rest[i] += a->rest_lost[i];
@@ -203,178 +203,143 @@ static INLINE int64_t reduce_by_max(const task *t, const rows *r, lane_state *a,
     return bad;
 }
 
-static void set_lane(const task *t, const rows *r, lane_state *a, int64_t i, bool by_max) {
-    results *s = &a->s;
-    double mass = r->label_mass[i] + r->weight[i] * t->q_vector_sum, distance = 0;
-    s->unit_mass[i] = r->label_mass[i] / r->weight[i] + t->q_vector_sum;
-    if (by_max) {
-        distance = r->weight[i] * a->distance[i];
-        if (r->label[i] >= 0 && r->label_mass[i] > 0)
-            distance += r->label_mass[i] * (double)(s->max[i] - a->label_logit[i]);
-        if (t->problem->target_kind == FASTCE_DENSE) {
-            mass = r->weight[i] * a->mass[i];
-            s->unit_mass[i] = a->mass[i];
-        }
+/* Results of a row that went through its maximum. */
+static void set_lane(const task *t, const rows *r, const lane_state *a, results *s, int64_t i) {
+    double mass = r->label_mass[i] + r->weight[i] * t->q_vector_sum, distance = r->weight[i] * a->distance[i];
+    if (r->label[i] >= 0 && r->label_mass[i] > 0)
+        distance += r->label_mass[i] * (double)(a->s.max[i] - s->label_logit[i]);
+    if (t->problem->target_kind == FASTCE_DENSE) {
+        mass = r->weight[i] * a->mass[i];
+        s->unit_mass[i] = a->mass[i];
     }
-    set_result(s, i, s->max[i], a->rest[i]);
+    set_result(s, i, a->s.max[i], a->rest[i]);
     s->mass[i] = mass;
     s->distance[i] = (real)distance;
     s->z[i] = (real)(r->weight[i] * t->problem->z_loss);
     if (r->weight[i] == 0) s->max[i] = s->rest[i] = s->distance[i] = 0, s->mass[i] = 0;
 }
 
-static INLINE int64_t reduce_lanes(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct,
-                                   fastce_dtype storage) {
+/* All rows shifted by their label's logit, and those that cannot be so through their maximum after all. */
+static INLINE void reduce_by_label(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct) {
     const fastce_problem *q = t->problem;
-    int64_t bad = -1;
-    load_label_logits(t, r, a);
-    if (t->needs_max) {
-        bad = reduce_by_max(t, r, a, w, direct, storage);
-        for (int64_t i = 0; i < r->count; i++) set_lane(t, r, a, i, true);
-        return bad;
-    }
+    results *s = &a->s;
     for (int64_t i = 0; i < VISIT_ROWS; i++) a->rest[i] = a->rest_lost[i] = 0;
     for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
-        int64_t n = q->n_classes - first < TILE_CLASSES ? q->n_classes - first : TILE_CLASSES;
-        tile x = get_tile(t, r, first, n, direct, w->x);
-        for (int64_t row = 0; row < r->count; row += GROUP) add_shifted(r, x, row, first, n, a, storage);
+        /* A single block was loaded, and its labels found, for the labels' logits. */
+        block_of_lanes x = {(const char *)w->x, VISIT_ROWS * ELEMENT, 0, q->n_classes};
+        if (direct || q->n_classes > TILE_CLASSES) {
+            x = get_lanes(t, r, first, direct, w);
+            find_labels(r, x, a);
+        }
+        for (int64_t row = 0; row < r->count; row += GROUP) add_shifted(x, row, a);
     }
     bool again = false;
     for (int64_t i = 0; i < r->count; i++) {
-        real x = a->label_logit[i];
-        a->rest[i] += a->rest_lost[i];
-        bool shifted = r->label[i] < 0 || (x - x == 0 && a->rest[i] <= LARGEST_SHIFTED_SUM);
-        a->s.max[i] = x;
-        if (!shifted) a->rest[i] = -1;
-        again |= !shifted;
-        if (shifted) set_lane(t, r, a, i, false);
+        real x = s->label_logit[i];
+        double rest = a->rest[i] + a->rest_lost[i];
+        again |= !((rest <= LARGEST_SHIFTED_SUM) & (x - x == 0));
+        a->rest[i] = rest;
+        s->max[i] = x;
+        s->rest[i] = (real)rest;
+        s->mass[i] = r->label_mass[i];
+        s->distance[i] = s->z[i] = 0;
     }
-    if (again) {
-        lane_state b;
-        memcpy(b.label_logit, a->label_logit, sizeof b.label_logit);
-        reduce_by_max(t, r, &b, w, direct, storage);
-        for (int64_t i = 0; i < r->count; i++) {
-            if (a->rest[i] >= 0) continue;
-            a->s.max[i] = b.s.max[i];
-            a->rest[i] = b.rest[i];
-            a->distance[i] = 0;
-            set_lane(t, r, a, i, true);
-        }
-    }
-    return bad;
+    for (int64_t i = 0; i < r->count && t->logits_direct; i++)
+        if (r->weight[i] == 0) s->max[i] = s->rest[i] = 0; /* visited for its neighbours' sake */
+    if (!again) return;
+    lane_state b;
+    reduce_by_max(t, r, &b, w, direct);
+    for (int64_t i = 0; i < r->count; i++)
+        if (!(a->rest[i] <= LARGEST_SHIFTED_SUM && s->label_logit[i] - s->label_logit[i] == 0))
+            set_lane(t, r, &b, s, i);
 }
 
 /* Gradient or probabilities of a group of rows over a block of classes. */
-static INLINE void write_group(const task *t, const rows *r, tile x, const real *q_vector, const real *q_tile,
-                               const gradient *g, int64_t row, int64_t first, int64_t n, const lane_state *a, char *to,
-                               ptrdiff_t to_stride, fastce_dtype storage, fastce_dtype to_storage, bool stream) {
-    const ptrdiff_t size = storage_size(storage), to_size = storage_size(to_storage);
+static INLINE void write_group(const task *t, const rows *r, block_of_lanes x, const real *q_vector, const real *q_tile,
+                               const gradients *g, int64_t row, const lane_state *a, char *to, ptrdiff_t to_stride) {
     const bool logs = t->problem->output == FASTCE_LOG_SOFTMAX, has_q = q_vector || q_tile;
-    enum { FACTOR, Q_FACTOR, TOTAL, SHARE, LOST, PULL, AT_LABEL, WANTED, FIELDS };
-    real lanes[FIELDS][GROUP];
-    for (int i = 0; i < GROUP; i++) {
-        const gradient *of = &g[row + i];
-        real field[FIELDS] = {of->factor, of->q_factor, of->total, of->share, of->lost, of->pull, of->at_label,
-                              row + i < r->count && r->weight[row + i] != 0};
-        for (int f = 0; f < FIELDS; f++) lanes[f][i] = field[f];
-    }
+    const bool has_label = t->problem->target_kind == FASTCE_LABELS;
     const vec zero = v_set1(0);
-    vec label[4], max[4], e[4];
-    labels_in_block(r, row, first, n, label);
+    real kept[GROUP];
+    bool all_kept = true;
+    for (int i = 0; i < GROUP; i++) kept[i] = row + i < r->count && r->weight[row + i] != 0;
+    for (int i = 0; i < GROUP; i++) all_kept &= kept[i] != 0;
+    vec max[4], factor[4], e[4];
     for (int j = 0; j < 4; j++) max[j] = v_load(&a->s.max[row + j * LANES]);
-    for (int64_t k = 0; k < n; k++) {
+    for (int j = 0; j < 4; j++) factor[j] = v_load(&g->factor[row + j * LANES]);
+    for (int64_t k = 0; k < x.n; k++) {
         for (int j = 0; j < 4; j++)
-            e[j] = v_sub(load(x.p + k * x.stride + (row + j * LANES) * size, storage), max[j]);
+            e[j] = v_sub(v_load((const real *)(x.p + k * x.stride + (row + j * LANES) * ELEMENT)), max[j]);
         vec gap[4] = {e[0], e[1], e[2], e[3]};
         if (logs) {
             for (int j = 0; j < 4; j++) e[j] = v_sub(e[j], v_load(&a->s.log_total[row + j * LANES]));
         } else {
             exp_vectors(e, 4);
-            for (int j = 0; j < 4; j++) e[j] = v_mul(e[j], v_load(lanes[FACTOR] + j * LANES));
+            for (int j = 0; j < 4; j++) e[j] = v_mul(e[j], factor[j]);
         }
         for (int j = 0; j < 4 && has_q; j++) {
-            vec q = q_tile ? v_load(q_tile + k * VISIT_ROWS + row + j * LANES) : v_set1(q_vector[k]);
-            vec top = v_fma(v_sub(v_load(lanes[TOTAL] + j * LANES), q), v_load(lanes[SHARE] + j * LANES),
-                            v_load(lanes[PULL] + j * LANES));
-            top = v_fma(v_load(lanes[LOST] + j * LANES), q, top);
-            e[j] = v_fma(v_load(lanes[Q_FACTOR] + j * LANES), q, e[j]);
-            e[j] = v_select(v_eq(gap[j], zero), top, e[j]);
+            int64_t at = row + j * LANES;
+            vec q = q_tile ? v_load(q_tile + k * VISIT_ROWS + at) : v_set1(q_vector[k]);
+            vec top = v_fma(v_sub(v_load(&g->total[at]), q), v_load(&g->share[at]), v_load(&g->pull[at]));
+            top = v_fma(v_load(&g->lost[at]), q, top);
+            e[j] = v_select(v_eq(gap[j], zero), top, v_fma(v_load(&g->q_factor[at]), q, e[j]));
         }
-        for (int j = 0; j < 4; j++) {
-            e[j] = v_select(v_eq(label[j], v_set1((real)k)), v_load(lanes[AT_LABEL] + j * LANES), e[j]);
-            e[j] = v_select(v_gt(v_load(lanes[WANTED] + j * LANES), zero), e[j], zero);
-            store(to + k * to_stride + (row + j * LANES) * to_size, e[j], to_storage, stream);
+        for (int j = 0; j < 4 && has_label; j++) {
+            mask on_label = v_eq(v_load(&a->label[row + j * LANES]), v_set1((real)(int32_t)k));
+            e[j] = v_select(on_label, v_load(&g->at_label[row + j * LANES]), e[j]);
         }
+        for (int j = 0; j < 4 && !all_kept; j++) e[j] = v_select(v_gt(v_load(kept + j * LANES), zero), e[j], zero);
+        for (int j = 0; j < 4; j++) v_store((real *)(to + k * to_stride + (row + j * LANES) * ELEMENT), e[j]);
     }
 }
 
-static INLINE void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct,
-                               bool out_direct, fastce_dtype storage) {
+static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct, bool out_direct) {
     const fastce_problem *q = t->problem;
-    bool dense = q->target_kind == FASTCE_DENSE;
-    gradient g[VISIT_ROWS];
-    memset(g, 0, sizeof g);
-    if (q->output != FASTCE_LOG_SOFTMAX)
-        for (int64_t i = 0; i < r->count; i++) {
-            real label_exp = r->label[i] >= 0 ? exp_one(a->label_logit[i] - a->s.max[i]) : 0;
-            if (r->weight[i] != 0) g[i] = gradient_of_row(t, r, &a->s, i, a->label_logit[i], label_exp);
+    const bool dense = q->target_kind == FASTCE_DENSE;
+    results *s = &a->s;
+    gradients g;
+    memset(&g, 0, sizeof g);
+    if (q->target_kind == FASTCE_LABELS) {
+        for (int64_t i = 0; i < r->count; i += LANES) {
+            vec e = v_sub(v_load(&s->label_logit[i]), v_load(&s->max[i]));
+            exp_vectors(&e, 1);
+            v_store(&s->label_exp[i], e);
         }
+    }
+    find_gradients(t, r, s, 0, r->count, &g);
     for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
-        int64_t n = q->n_classes - first < TILE_CLASSES ? q->n_classes - first : TILE_CLASSES;
-        tile x = get_tile(t, r, first, n, direct, w->x);
+        block_of_lanes x = get_lanes(t, r, first, direct, w);
         const real *vector = t->q_vector && !dense ? (const real *)t->q_vector + first : NULL;
-        if (dense) get_dense_tile(t, r, first, n, w->q);
+        find_labels(r, x, a);
+        if (dense) get_dense_tile(t, r, first, x.n, w);
         const real *q_tile = dense ? w->q : NULL;
+        char *to = r->out + r->index[0] * r->out_step + first * q->out.class_stride;
         for (int64_t row = 0; row < r->count; row += GROUP) {
-            if (out_direct) {
-                char *to = r->out + r->index[0] * r->out_step + first * q->out.class_stride;
-                write_group(t, r, x, vector, q_tile, g, row, first, n, a, to, q->out.class_stride, storage, storage,
-                            false);
-            } else {
-                write_group(t, r, x, vector, q_tile, g, row, first, n, a, (char *)w->out, VISIT_ROWS * sizeof(real),
-                            storage, real_dtype(), false);
-            }
+            if (out_direct)
+                write_group(t, r, x, vector, q_tile, &g, row, a, to, q->out.class_stride);
+            else
+                write_group(t, r, x, vector, q_tile, &g, row, a, (char *)w->out, VISIT_ROWS * ELEMENT);
         }
-        if (out_direct) continue;
-        for (int64_t i = 0; i < r->count; i++) {
-            char *p = r->out + r->index[i] * r->out_step + first * q->out.class_stride;
-            if (q->out.dtype == real_dtype() && !q->out.byte_swapped) {
-                for (int64_t k = 0; k < n; k++)
-                    memcpy(p + k * q->out.class_stride, &w->out[k * VISIT_ROWS + i], sizeof(real));
-            } else {
-                for (int64_t k = 0; k < n; k++)
-                    store_floating(p + k * q->out.class_stride, (double)w->out[k * VISIT_ROWS + i], q->out.dtype,
-                                   q->out.byte_swapped);
-            }
-        }
+        if (!out_direct) store_tile(t, w->out, w->flat, r, first, x.n);
     }
-}
-
-static INLINE int64_t visit_lanes_in(const task *t, rows *r, partial *sums, char *scratch, bool direct,
-                                     fastce_dtype storage) {
-    lane_scratch w = {(real *)scratch, (real *)scratch + TILE_SIZE, (real *)scratch + 2 * TILE_SIZE};
-    lane_state a;
-    int64_t bad = reduce_lanes(t, r, &a, &w, direct, storage);
-    if (bad >= 0) return bad;
-    finish(t, r, &a.s, sums);
-    write_values(r, &a.s);
-    if (t->problem->out.data) {
-        if (direct && t->out_direct)
-            write_lanes(t, r, &a, &w, direct, true, storage);
-        else
-            write_lanes(t, r, &a, &w, direct, false, storage);
-    }
-    return -1;
 }
 
 static int64_t visit_lanes(const task *t, rows *r, partial *sums, char *scratch) {
-    fastce_dtype storage = t->problem->logits.dtype;
-    if (!t->logits_direct || !r->consecutive || r->count % GROUP != 0)
-        return visit_lanes_in(t, r, sums, scratch, false, real_dtype());
-#ifdef REAL_HAS_HALVES
-    if (storage == FASTCE_F16) return visit_lanes_in(t, r, sums, scratch, true, FASTCE_F16);
-    if (storage == FASTCE_BF16) return visit_lanes_in(t, r, sums, scratch, true, FASTCE_BF16);
-#endif
-    (void)storage;
-    return visit_lanes_in(t, r, sums, scratch, true, real_dtype());
+    real *room = (real *)scratch;
+    lane_scratch w = {room, room + TILE_SIZE, room + 2 * TILE_SIZE, room + 3 * TILE_SIZE};
+    lane_state a;
+    bool neighbours = r->consecutive && r->count % GROUP == 0 && t->problem->logits.dtype == real_dtype();
+    bool direct = neighbours && t->logits_direct;
+    load_label_logits(t, r, &a, &w, direct);
+    if (t->needs_max) {
+        int64_t bad = reduce_by_max(t, r, &a, &w, direct);
+        if (bad >= 0) return bad;
+        for (int64_t i = 0; i < r->count; i++) set_lane(t, r, &a, &a.s, i);
+    } else {
+        reduce_by_label(t, r, &a, &w, direct);
+    }
+    finish(t, r, &a.s, sums);
+    write_values(r, &a.s);
+    if (t->problem->out.data) write_lanes(t, r, &a, &w, direct, neighbours && t->out_direct);
+    return -1;
 }

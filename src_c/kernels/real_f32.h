@@ -16,7 +16,8 @@ enum { MANTISSA_BITS = 23, EXPONENT_BIAS = 127 };
 #define LN2_LOW 0x1.7f7d1cp-20f
 #define ROUNDING (0x1.8p23f + EXPONENT_BIAS)
 /* (exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2: the result within 0.18 * 2^-24 */
-static const real exp_coefficients[] = {0x1.000000p-1f, 0x1.5554dcp-3f, 0x1.555518p-5f, 0x1.120c62p-7f, 0x1.6d11fep-10f};
+static const real exp_coefficients[] = {0x1.000000p-1f, 0x1.5554dcp-3f, 0x1.555518p-5f, 0x1.120c62p-7f,
+                                        0x1.6d11fep-10f};
 
 #define SQRT_2 0x1.6a09e6p+0f
 /* ((log(1 + s) - log(1 - s)) / s - 2) / s^2 in z = s^2 for |s| <= 0.172: the result within 0.05 * 2^-24 */

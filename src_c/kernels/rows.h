@@ -275,8 +275,13 @@ static INLINE max_result max_and_rest(const task *t, const char *row, const char
     return s;
 }
 
+/* One row of gradients. */
+typedef struct row_gradient {
+    real factor, q_factor, total, share, lost, pull;
+} row_gradient;
+
 /* The gradient from the exponentials of a block, which are shifted by the row's maximum where at_max. */
-static INLINE vec scaled(vec e, const real *q, int64_t n, const gradient *g, bool at_max) {
+static INLINE vec scaled(vec e, const real *q, int64_t n, const row_gradient *g, bool at_max) {
     vec x = v_mul(v_set1(g->factor), e);
     if (!q) return x;
     vec qs = n < LANES ? v_load_first(q, n, v_set1(0)) : v_load(q);
@@ -287,8 +292,8 @@ static INLINE vec scaled(vec e, const real *q, int64_t n, const gradient *g, boo
 }
 
 /* Writes a block of a gradient, or of probabilities; in whole lines past the cache where it streams. */
-static INLINE void write_block_as(char *out, const real *e, const real *q, const gradient *g, bool at_max, int64_t n,
-                                  fastce_dtype storage, bool stream) {
+static INLINE void write_block_as(char *out, const real *e, const real *q, const row_gradient *g, bool at_max,
+                                  int64_t n, fastce_dtype storage, bool stream) {
     const ptrdiff_t size = storage_size(storage);
     int64_t i = 0, head = stream ? (int64_t)(-(uintptr_t)out % 64) / size : 0;
     while (i < head && i < n) {
@@ -306,7 +311,7 @@ static INLINE void write_block_as(char *out, const real *e, const real *q, const
     }
 }
 
-static INLINE void write_block(char *out, const real *e, const real *q, const gradient *g, bool at_max, int64_t n,
+static INLINE void write_block(char *out, const real *e, const real *q, const row_gradient *g, bool at_max, int64_t n,
                                fastce_dtype storage, bool stream) {
     if (q)
         write_block_as(out, e, q, g, at_max, n, storage, stream);
@@ -327,35 +332,31 @@ static INLINE void write_log_block(real *out, block b, real max, real log_total,
     }
 }
 
-static INLINE void write_row(const task *t, const rows *r, const results *s, int64_t i, row_scratch *w, bool keep,
+static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i, row_scratch *w, bool keep,
                              bool direct, fastce_dtype storage) {
     const fastce_problem *q = t->problem;
     const char *row = r->logits + r->index[i] * r->logits_step;
     const char *dense = r->dense + r->index[i] * r->dense_step;
     char *out = r->out + r->index[i] * r->out_step;
     int64_t label = r->label[i];
-    real max = s->max[i], label_logit = 0;
-    gradient g = {0};
-    real log_total = 0;
+    real max = s->max[i];
     bool log_softmax = q->output == FASTCE_LOG_SOFTMAX;
-    if (log_softmax) {
-        log_total = first_lane(v_log1p(v_set1(s->rest[i])));
-    } else {
-        if (label >= 0)
-            gather(&label_logit, row + label * q->logits.class_stride, 0, 1, q->logits.dtype, q->logits.byte_swapped);
-        g = gradient_of_row(t, r, s, i, label_logit, label >= 0 ? exp_one(label_logit - max) : 0);
-    }
+    if (log_softmax || q->z_loss != 0) s->log_total[i] = first_lane(v_log1p(v_set1(s->rest[i])));
+    real log_total = s->log_total[i];
+    gradients all = {{0}, {0}, {0}, {0}, {0}, {0}, {0}};
+    s->label_exp[i] = label < 0 ? 0 : s->label_logit[i] == max ? 1 : exp_one(s->label_logit[i] - max);
+    find_gradients(t, r, s, i, i + 1, &all);
+    row_gradient g = {all.factor[i], all.q_factor[i], all.total[i], all.share[i], all.lost[i], all.pull[i]};
     bool stream = t->stream && (uintptr_t)out % (uintptr_t)storage_size(storage) == 0;
     for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
         int64_t n = q->n_classes - first < BLOCK_CLASSES ? q->n_classes - first : BLOCK_CLASSES;
         const real *e = w->kept + first, *qs = t->q_vector ? (const real *)t->q_vector + first : NULL;
-        gradient block_gradient = g;
+        row_gradient block_gradient = g;
         bool at_max = true;
         if (log_softmax) {
             write_log_block(w->out, get_block(&q->logits, row, first, q->n_classes, direct, w->x), max, log_total,
                             storage);
             e = w->out;
-            block_gradient.factor = 1;
         } else if (!keep) {
             block_exp(get_block(&q->logits, row, first, q->n_classes, direct, w->x), max, w->out, storage);
             e = w->out;
@@ -373,12 +374,13 @@ static INLINE void write_row(const task *t, const rows *r, const results *s, int
         }
     }
     if (q->output == FASTCE_GRAD && label >= 0)
-        scatter(out + label * q->out.class_stride, 0, &g.at_label, 1, q->out.dtype, q->out.byte_swapped);
+        scatter(out + label * q->out.class_stride, 0, &all.at_label[i], 1, q->out.dtype, q->out.byte_swapped);
 }
 
-static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char *scratch, bool direct, bool keep,
+static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char *scratch, bool direct,
                                     fastce_dtype storage) {
     const fastce_problem *q = t->problem;
+    const bool keep = q->out.data && q->output != FASTCE_LOG_SOFTMAX && q->n_classes <= KEPT_CLASSES;
     row_scratch w = lay_out_rows(t, scratch);
     results s;
     for (int64_t i = 0; i < r->count; i++) {
@@ -389,9 +391,9 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char 
         if (label >= 0)
             gather(&label_logit, row + label * q->logits.class_stride, 0, 1, q->logits.dtype, q->logits.byte_swapped);
         s.mass[i] = r->label_mass[i] + r->weight[i] * t->q_vector_sum;
-        s.unit_mass[i] = r->label_mass[i] / r->weight[i] + t->q_vector_sum;
         s.z[i] = (real)(r->weight[i] * q->z_loss);
         s.distance[i] = 0;
+        s.label_logit[i] = label_logit;
         double sum = INFINITY;
         if (!t->needs_max) sum = shifted_sum(t, row, label, label_logit, &w, keep, direct, storage);
         if (sum <= LARGEST_SHIFTED_SUM) {
@@ -415,21 +417,12 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char 
     return -1;
 }
 
-static INLINE int64_t visit_rows_in(const task *t, rows *r, partial *sums, char *scratch, bool direct,
-                                    fastce_dtype storage) {
-    bool keep = t->problem->out.data && t->problem->output != FASTCE_LOG_SOFTMAX &&
-                t->problem->n_classes <= KEPT_CLASSES;
-    if (keep) return visit_rows_as(t, r, sums, scratch, direct, true, storage);
-    return visit_rows_as(t, r, sums, scratch, direct, false, storage);
-}
-
 static int64_t visit_rows(const task *t, rows *r, partial *sums, char *scratch) {
-    fastce_dtype storage = t->problem->logits.dtype;
-    if (!t->logits_direct) return visit_rows_in(t, r, sums, scratch, false, real_dtype());
 #ifdef REAL_HAS_HALVES
-    if (storage == FASTCE_F16) return visit_rows_in(t, r, sums, scratch, true, FASTCE_F16);
-    if (storage == FASTCE_BF16) return visit_rows_in(t, r, sums, scratch, true, FASTCE_BF16);
+    if (t->logits_direct && t->problem->logits.dtype == FASTCE_F16)
+        return visit_rows_as(t, r, sums, scratch, true, FASTCE_F16);
+    if (t->logits_direct && t->problem->logits.dtype == FASTCE_BF16)
+        return visit_rows_as(t, r, sums, scratch, true, FASTCE_BF16);
 #endif
-    (void)storage;
-    return visit_rows_in(t, r, sums, scratch, true, real_dtype());
+    return visit_rows_as(t, r, sums, scratch, t->logits_direct, real_dtype());
 }
