@@ -62,9 +62,10 @@ def measure(call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, across: An
                 vector.row_sums(call, tile, i, x, dense, q)
     else:
         vector.tile_sums(call, tile, n, x, dense, q)
-    if call.start[LABELS] == 0 and q is None:
+    if q is None:
+        alone = 1.0 if call.start[LABELS] == 0 else 0.0
         for i in range(n):
-            tile.mass[i] = 1.0
+            tile.mass[i] = alone
             tile.pull[i] = tile.top[i] if call.lse else 0.0
 
 

@@ -143,6 +143,11 @@ class Value:
     def __ge__(self, other: Value | float) -> Value:
         return self._compare(">=", other)
 
+    def differs(self, other: Value | float) -> Value:
+        """Compare; true for NaN."""
+        emit = self.builder.fcmp_unordered if self.floating else self.builder.icmp_signed
+        return Value(self.builder, emit("!=", self.ir, self.like(other).ir))
+
     def equals(self, other: Value | float) -> Value:
         return self._compare("==", other)
 

@@ -231,63 +231,68 @@ def smaller(a: Value, b: int) -> Value:
     return select(a < b, a, b)
 
 
-class Sweep(NamedTuple):
-    """What a sweep has added up so far, per lane."""
+def nothing(x: Memory, q: Memory | None, across: bool) -> State:
+    """Return top, total and ties, and with a target mass and pull, of no classes; float32 vectors of a row are halved."""
+    top = x.constant(-math.inf)
+    total = (top if across else top.halves()[0]).to("f8").like(0.0)
+    return (top, total, top.bits().like(0), *((total, total) if q is not None else ()))
 
-    top: Value
-    total: Value
-    ties: Value
-    mass: Value
-    pull: Value
 
-    @classmethod
-    def start(cls, x: Memory) -> Sweep:
-        top, zero = x.constant(-math.inf), x.constant(0.0).to("f8")
-        return cls(top, zero, top.bits().like(0), zero, zero)
+def sweep(state: State, x: Vectors, q: Vectors | None, count: Value, live: Value | None, later: Value) -> State:
+    """Add vectors of classes to a state, which holds nothing unless ``later``; ``live`` is None across positions."""
+    before, *_ = state
 
-    def go_on(self, x: Vectors, q: Vectors | None, count: Value, live: Value | None) -> Sweep:
-        """Add vectors of classes; ``live`` is None across positions."""
+    def highest(first: Value, some: int, live: Value | None, higher: Value) -> State:
+        return (maximum(pairwise(maximum, x.load(first, some, live, -math.inf)), higher),)
 
-        def highest(first: Value, some: int, live: Value | None, higher: Value) -> State:
-            return (maximum(pairwise(maximum, x.load(first, some, live, -math.inf)), higher),)
+    (top,) = each(count, live, (before,), highest)
+    if live is not None:
+        top = top.reduce(maximum).splat(x.memory.lanes)
+    _, total, ties, *target = when(later, state, lambda *state: relative_to(top, *state))
+    shift = select(top > -math.inf, top, 0.0)
 
-        (top,) = each(count, live, (self.top,), highest)
-        if live is not None:
-            top = top.reduce(maximum).splat(x.memory.lanes)
-        _, total, ties, mass, pull = self._relative_to(top)
-        shift = select(top > -math.inf, top, 0.0)
+    def in_float64(terms: list[Value]) -> Value:
+        term = pairwise(add, terms)
+        return (term if live is None else add(*term.halves())).to("f8")
 
-        def exponentials(first: Value, some: int, live: Value | None, total: Value, ties: Value) -> State:
-            terms = []
-            for logits in x.load(first, some, live, -math.inf):
-                tie = logits.equals(top)
-                ties = ties - tie.ones(ties.element.width)
-                e = exponential(logits - shift)
-                terms.append(select(tie, e.like(0.0), e))
-            return total + pairwise(add, terms).to("f8"), ties
+    def exponentials(first: Value, some: int, live: Value | None, total: Value, ties: Value) -> State:
+        terms = []
+        for logits in x.load(first, some, live, -math.inf):
+            lower = logits.differs(top)
+            ties = select(lower, ties, ties + 1)
+            e = exponential(logits - shift)
+            terms.append(select(lower, e, 0.0))
+        return total + in_float64(terms), ties
 
-        total, ties = each(count, live, (total, ties), exponentials)
-        if q is None:
-            return Sweep(top, total, ties, mass, pull)
+    total, ties = each(count, live, (total, ties), exponentials)
+    if q is None:
+        return top, total, ties
 
-        def target(first: Value, some: int, live: Value | None, mass: Value, pull: Value) -> State:
-            targets = q.load(first, some, live, 0.0)
-            logits = x.load(first, some, live, -math.inf)
-            pulls = [select(t > 0.0, t * (shift - logit), 0.0) for t, logit in zip(targets, logits, strict=True)]
-            return mass + pairwise(add, targets).to("f8"), pull + pairwise(add, pulls).to("f8")
+    def targets(first: Value, some: int, live: Value | None, mass: Value, pull: Value) -> State:
+        masses = q.load(first, some, live, 0.0)
+        logits = x.load(first, some, live, -math.inf)
+        pulls = [select(t > 0.0, t * (shift - logit), 0.0) for t, logit in zip(masses, logits, strict=True)]
+        return mass + in_float64(masses), pull + in_float64(pulls)
 
-        mass, pull = each(count, live, (mass, pull), target)
-        return Sweep(top, total, ties, mass, pull)
+    return top, total, ties, *each(count, live, tuple(target), targets)
 
-    def _relative_to(self, top: Value) -> Sweep:
-        """Rescale to a maximum that is not lower."""
-        moves = top > self.top
-        factor = select(moves, exponential(self.top - top), 1.0).to("f8")
-        total = select(moves, (self.total + self.ties.number("f8")) * factor, self.total)
-        # Where all was −inf so far, pull is infinite or 0, and stays.
-        distance = select(moves, select(self.top > -math.inf, top - self.top, 0.0), 0.0).to("f8")
-        pull = fma(distance, self.mass, self.pull)
-        return Sweep(top, total, select(moves, self.ties.like(0), self.ties), self.mass, pull)
+
+def relative_to(top: Value, before: Value, total: Value, ties: Value, *target: Value) -> State:
+    """Return a state rescaled to a maximum that is not lower."""
+    moves = top > before
+    factor = select(moves, exponential(before - top), 1.0).to("f8")
+    # Where all was −inf so far, pull is infinite or 0, and stays.
+    distance = select(moves, select(before > -math.inf, top - before, 0.0), 0.0).to("f8")
+    counted = ties.number("f8")
+    if total.count != top.count:  # a row: its maximum is the same in each lane
+        factor, distance = factor.halves()[0], distance.halves()[0]
+        counted = add(*counted.halves())
+    moved = moves if total.count == top.count else moves.halves()[0]
+    total = select(moved, (total + counted) * factor, total)
+    if target:
+        mass, pull = target
+        target = mass, fma(distance, mass, pull)
+    return top, total, select(moves, ties.like(0), ties), *target
 
 
 def copy(memory: Memory, to: Value, to_stride: Value, source: Value, stride: Value, n: Value) -> None:
@@ -392,14 +397,15 @@ def row_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory | No
 
     def block(k: Value, *state: Value) -> State:
         n = smaller(call.n_classes - k, BLOCK)
+        logits = row_logits(call, tile, i, k, n, x)
         targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
-        return Sweep(*state).go_on(row_logits(call, tile, i, k, n, x), targets, n // x.lanes, n % x.lanes)
+        return sweep(state, logits, targets, n // x.lanes, n % x.lanes, k > 0)
 
-    top, total, ties, mass, pull = loop(0, call.n_classes, BLOCK, Sweep.start(x), block)
+    top, total, ties, *target = loop(0, call.n_classes, BLOCK, nothing(x, q, across=False), block)
     tile.top[i] = top.lane(0).to("f8")
     tile.rest[i] = total.reduce(add) + (ties.reduce(add).number("f8") - 1.0)
-    tile.mass[i] = mass.reduce(add)
-    tile.pull[i] = pull.reduce(add)
+    for field, value in zip((tile.mass, tile.pull), target, strict=False):
+        field[i] = value.reduce(add)
 
 
 @traced
@@ -418,18 +424,20 @@ def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | N
                 return tuple(kept(part).read_like(value) for part, value in enumerate(start))
 
             def keep() -> State:
-                for part, value in enumerate(sweep):
+                for part, value in enumerate(state):
                     kept(part).write(value)
                 return ()
 
-            sweep = Sweep(*when(k > 0, Sweep.start(x), resume))
+            logits = gathered(x, tile.logits.at(0), i)
             targets = None if q is None else gathered(q, tile.q.at(0), i)
-            sweep = sweep.go_on(gathered(x, tile.logits.at(0), i), targets, count, None)
+            state = when(k > 0, nothing(x, q, across=True), resume)
+            state = sweep(state, logits, targets, count, None, k > 0)
             when(call.n_classes > FEW, (), keep)
-            tile.top.at(i).write(sweep.top.to("f8"))
-            tile.rest.at(i).write(sweep.total + (sweep.ties.number("f8") - 1.0))
-            tile.mass.at(i).write(sweep.mass)
-            tile.pull.at(i).write(sweep.pull)
+            top, total, ties, *target = state
+            tile.top.at(i).write(top.to("f8"))
+            tile.rest.at(i).write(total + (ties.number("f8") - 1.0))
+            for field, value in zip((tile.mass, tile.pull), target, strict=False):
+                field.at(i).write(value)
             return ()
 
         return loop(0, n, x.lanes, (), positions)
