@@ -104,7 +104,7 @@ typedef struct run {
 
 static int64_t visit(const call *c, rows *r, partial *sums, char *scratch) {
     int64_t bad = r->count ? c->kernels->visit(&c->task, r, sums, scratch) : -1;
-    int64_t row = bad < 0 ? -1 : r->index[bad];
+    int64_t row = bad < 0 ? -1 : row_of(r, bad);
     r->count = 0;
     return row;
 }
@@ -140,7 +140,6 @@ static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t firs
             continue;
         }
         int64_t n = w->count++;
-        w->consecutive = n == 0 || (w->consecutive && w->index[n - 1] + 1 == row);
         w->index[n] = row;
         w->label[n] = batch->label[i];
         w->weight[n] = batch->weight[i];
@@ -160,8 +159,7 @@ static int64_t visit_run(const call *c, run *u, int64_t count, partial *sums, ch
         int64_t n = count - done < VISIT_ROWS ? count - done : VISIT_ROWS, bad;
         const char *at[ARRAY_COUNT];
         for (int a = 0; a < ARRAY_COUNT; a++) at[a] = u->at[a] ? u->at[a] + done * u->step[a] : NULL;
-        bool any_ignored;
-        int64_t bad_target = load_targets(t, at, u->step, n, &batch, &any_ignored, sums);
+        int64_t bad_target = load_targets(t, at, u->step, n, &batch, sums);
         if (!c->kernels || bad_target >= 0) {
             bool dense = t->problem->target_kind == FASTCE_DENSE;
             bad = visit(c, &u->waiting, sums, scratch);
@@ -172,14 +170,14 @@ static int64_t visit_run(const call *c, run *u, int64_t count, partial *sums, ch
             continue;
         }
         int64_t kept = n;
-        if (any_ignored)
+        if (!batch.all_kept)
             for (int64_t i = 0; i < n; i++) kept -= batch.weight[i] == 0;
         /* Vectors of neighbouring positions are loaded whole while half of their rows are wanted. */
         bool whole = kept == n || (t->lanes && t->logits_direct && t->out_direct && kept > n / 2);
         if (t->problem->target_kind == FASTCE_DENSE) whole = kept == n;
         if (whole && u->waiting.count == 0) {
-            for (int64_t i = 0; i < n; i++) batch.index[i] = done + i;
             batch.consecutive = true;
+            batch.first = done;
             int64_t size = batch.count;
             bad = visit(c, &batch, sums, scratch);
             batch.count = size;
@@ -211,6 +209,8 @@ static void visit_chunk(void *context, int64_t chunk, int worker) {
         if (count > end - row) count = end - row;
         rows *r = &u.waiting;
         r->count = 0;
+        r->consecutive = false;
+        r->all_kept = true;
         r->logits = u.at[LOGITS];
         r->dense = u.at[TARGET];
         r->out = (char *)u.at[OUT];

@@ -35,11 +35,15 @@ typedef struct task {
     double q_vector_sum;
 } task;
 
-/* Rows of one run of positions, whose arrays have constant steps: row i of the visit is row index[i] of the run. weight is
+/* Rows of one run of positions, whose arrays have constant steps: row i of the visit is row_of(r, i) of the run. weight is
  * 0 where a row is ignored; label is -1 there and where there is none. */
 typedef struct rows {
     int64_t count;
-    bool consecutive; /* index[i] = index[0] + i */
+    bool consecutive; /* the rows follow first, and index is not filled */
+    bool all_kept;    /* no weight is 0 */
+    bool uniform;     /* weight is 1 and label_mass is target_scale for all VISIT_ROWS */
+    bool scaled;      /* so is grad_scale */
+    int64_t first;
     const char *logits, *dense;
     char *out;
     char *values; /* of real, or NULL */
@@ -50,6 +54,8 @@ typedef struct rows {
     double label_mass[VISIT_ROWS]; /* mass of q on the label beyond the class vector's */
     double grad_scale[VISIT_ROWS];
 } rows;
+
+static inline int64_t row_of(const rows *r, int64_t i) { return r->consecutive ? r->first + i : r->index[i]; }
 
 /* Sums that a chunk of rows leaves: value and what rounding lost of it. */
 typedef struct partial {
@@ -74,7 +80,7 @@ typedef struct kernels {
 /* target.c: fills label, label_mass, weight and grad_scale of count rows and adds their weights; returns the index of
  * the first row whose label or sample weight is not acceptable, or -1. */
 int64_t load_targets(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count, rows *r,
-                     bool *any_ignored, partial *sums);
+                     partial *sums);
 int64_t first_bad_dense_row(const task *t, const char *dense, ptrdiff_t step, int64_t count);
 
 #endif

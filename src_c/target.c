@@ -32,9 +32,10 @@ static int64_t check_labels(const task *t, const char *p, ptrdiff_t step, int64_
     const fastce_problem *q = t->problem;
     uint64_t classes = (uint64_t)q->n_classes;
     load_labels(&q->target, p, step, count, label);
-    bool unusual = q->has_ignore_index && (uint64_t)q->ignore_index < classes;
-    for (int64_t i = 0; i < count; i++) unusual |= (uint64_t)label[i] >= classes;
-    if (!unusual) return -1;
+    int64_t outside = 0, last = q->n_classes - 1; /* negative where a label is */
+    for (int64_t i = 0; i < count; i++) outside |= label[i] | (int64_t)((uint64_t)last - (uint64_t)label[i]);
+    bool ignorable = q->has_ignore_index && (uint64_t)q->ignore_index < classes;
+    if (outside >= 0 && !ignorable) return -1;
     mark_ignored(q, p, step, count, label);
     for (int64_t i = 0; i < count; i++) {
         if (label[i] == -1)
@@ -57,57 +58,63 @@ static int64_t check_weights(const fastce_array *a, const char *p, ptrdiff_t ste
     return -1;
 }
 
-static void total_weights(const double *mass, int64_t count, bool counting, partial *sums) {
-    if (counting) {
-        double kept = 0;
-        for (int64_t i = 0; i < count; i++) kept += mass[i];
-        sums->weight += kept;
-    } else {
-        for (int64_t i = 0; i < count; i++) add_exactly(&sums->weight, &sums->weight_lost, mass[i]);
+/* Weights, masses and totals of rows that are neither weighted nor ignored: the same for every batch. */
+static void fill_uniform(const fastce_problem *q, rows *r) {
+    for (int64_t i = 0; i < VISIT_ROWS && !r->uniform; i++) {
+        r->weight[i] = 1;
+        r->label_mass[i] = q->target_scale;
+    }
+    r->uniform = true;
+}
+
+static void fill_weighted(const fastce_problem *q, rows *r, partial *sums) {
+    bool labels = q->target_kind == FASTCE_LABELS;
+    r->uniform = false;
+    for (int64_t i = 0; i < r->count; i++) {
+        if (!q->sample_weight.data) r->weight[i] = 1;
+        if (labels && r->label[i] < 0) r->weight[i] = 0;
+        if (r->weight[i] == 0) r->label[i] = -1;
+        double mass = r->weight[i];
+        if (q->class_weight && labels) mass = r->label[i] < 0 ? 0 : mass * q->class_weight[r->label[i]];
+        add_exactly(&sums->weight, &sums->weight_lost, mass);
+        r->label_mass[i] = mass * q->target_scale;
     }
 }
 
+static void fill_grad_scale(const fastce_problem *q, const char *p, ptrdiff_t step, rows *r) {
+    const fastce_array *a = &q->grad_output;
+    for (int64_t i = 0; i < r->count && a->data; i++)
+        r->grad_scale[i] = q->grad_scale * load_number(p + i * step, a->dtype, a->byte_swapped);
+    for (int64_t i = 0; i < VISIT_ROWS && !a->data && !r->scaled; i++) r->grad_scale[i] = q->grad_scale;
+    r->scaled = true;
+}
+
 int64_t load_targets(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count, rows *r,
-                     bool *any_ignored, partial *sums) {
+                     partial *sums) {
     const fastce_problem *q = t->problem;
-    bool labels = q->target_kind == FASTCE_LABELS, weighted = q->sample_weight.data != NULL;
+    bool weighted = q->sample_weight.data != NULL, any_ignored = false;
     r->count = count;
-    *any_ignored = false;
 
     int64_t bad = -1;
-    for (int64_t i = 0; i < count; i++) r->weight[i] = 1;
     if (weighted)
-        bad = check_weights(&q->sample_weight, at[SAMPLE_WEIGHT], step[SAMPLE_WEIGHT], count, r->weight, any_ignored);
-    if (labels) {
-        int64_t bad_label = check_labels(t, at[TARGET], step[TARGET], bad < 0 ? count : bad + 1, r->label, any_ignored);
+        bad = check_weights(&q->sample_weight, at[SAMPLE_WEIGHT], step[SAMPLE_WEIGHT], count, r->weight, &any_ignored);
+    if (q->target_kind == FASTCE_LABELS) {
+        int64_t bad_label =
+            check_labels(t, at[TARGET], step[TARGET], bad < 0 ? count : bad + 1, r->label, &any_ignored);
         if (bad_label >= 0) bad = bad_label;
     } else {
         for (int64_t i = 0; i < count; i++) r->label[i] = -1;
     }
     if (bad >= 0) return bad;
 
-    if (labels && *any_ignored)
-        for (int64_t i = 0; i < count; i++) {
-            if (r->label[i] < 0) r->weight[i] = 0;
-            if (r->weight[i] == 0) r->label[i] = -1;
-        }
-
-    if (labels && q->class_weight)
-        for (int64_t i = 0; i < count; i++)
-            r->label_mass[i] = r->label[i] < 0 ? 0 : r->weight[i] * q->class_weight[r->label[i]];
-    else
-        for (int64_t i = 0; i < count; i++) r->label_mass[i] = r->weight[i];
-    if (q->target_kind != FASTCE_NO_TARGET) total_weights(r->label_mass, count, !weighted && !q->class_weight, sums);
-    if (q->target_scale != 1)
-        for (int64_t i = 0; i < count; i++) r->label_mass[i] *= q->target_scale;
-
-    if (q->output == FASTCE_GRAD) {
-        const fastce_array *a = &q->grad_output;
-        for (int64_t i = 0; i < count; i++) r->grad_scale[i] = q->grad_scale;
-        if (a->data)
-            for (int64_t i = 0; i < count; i++)
-                r->grad_scale[i] *= load_number(at[GRAD_OUTPUT] + i * step[GRAD_OUTPUT], a->dtype, a->byte_swapped);
+    r->all_kept = !any_ignored;
+    if (weighted || any_ignored || (q->class_weight && q->target_kind == FASTCE_LABELS)) {
+        fill_weighted(q, r, sums);
+    } else {
+        fill_uniform(q, r);
+        sums->weight += (double)count; /* exact beside other counts */
     }
+    if (q->output == FASTCE_GRAD) fill_grad_scale(q, at[GRAD_OUTPUT], step[GRAD_OUTPUT], r);
     return -1;
 }
 

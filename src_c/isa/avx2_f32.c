@@ -75,6 +75,23 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_loadu_pd(sums), low));
     _mm256_storeu_pd(sums + 4, _mm256_add_pd(_mm256_loadu_pd(sums + 4), high));
 }
+static inline void v_clear(double *sums, double *lost) {
+    (void)lost;
+    _mm256_storeu_pd(sums, _mm256_setzero_pd());
+    _mm256_storeu_pd(sums + 4, _mm256_setzero_pd());
+}
+static inline vec v_total(const double *sums, const double *lost) {
+    (void)lost;
+    __m128 low = _mm256_cvtpd_ps(_mm256_loadu_pd(sums)), high = _mm256_cvtpd_ps(_mm256_loadu_pd(sums + 4));
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+}
+static inline double v_sum(vec a) {
+    __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(a)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+    __m256d four = _mm256_add_pd(low, high);
+    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+
 /* See avx512_f32.c. */
 enum { COLUMNS = 4 };
 static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {

@@ -56,6 +56,16 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     v_store(lost, v_add(v_load(lost), v_add(v_sub(old, v_sub(sum, added)), v_sub(a, added))));
     v_store(sums, sum);
 }
+static inline void v_clear(double *sums, double *lost) {
+    _mm256_storeu_pd(sums, _mm256_setzero_pd());
+    _mm256_storeu_pd(lost, _mm256_setzero_pd());
+}
+static inline vec v_total(const double *sums, const double *lost) { return v_add(v_load(sums), v_load(lost)); }
+static inline double v_sum(vec a) {
+    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+}
+
 /* See avx512_f32.c. */
 enum { COLUMNS = 2 };
 static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {

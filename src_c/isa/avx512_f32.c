@@ -71,6 +71,23 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), _mm512_cvtps_pd(low)));
     _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), _mm512_cvtps_pd(high)));
 }
+/* Sums of lanes in float64: cleared, and rounded to the lanes' type. */
+static inline void v_clear(double *sums, double *lost) {
+    (void)lost;
+    _mm512_storeu_pd(sums, _mm512_setzero_pd());
+    _mm512_storeu_pd(sums + 8, _mm512_setzero_pd());
+}
+static inline vec v_total(const double *sums, const double *lost) {
+    (void)lost;
+    __m256 low = _mm512_cvtpd_ps(_mm512_loadu_pd(sums)), high = _mm512_cvtpd_ps(_mm512_loadu_pd(sums + 8));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+/* The sum of all lanes, in float64. */
+static inline double v_sum(vec a) {
+    __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a)), high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+}
+
 /* A piece is what 16 bytes hold of a row; COLUMNS vectors of pieces, the row of each COLUMNS further on, transpose into
  * the vectors of as many classes, and back. */
 enum { COLUMNS = 4 };

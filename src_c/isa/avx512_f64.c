@@ -53,6 +53,13 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     v_store(lost, v_add(v_load(lost), v_add(v_sub(old, v_sub(sum, added)), v_sub(a, added))));
     v_store(sums, sum);
 }
+static inline void v_clear(double *sums, double *lost) {
+    _mm512_storeu_pd(sums, _mm512_setzero_pd());
+    _mm512_storeu_pd(lost, _mm512_setzero_pd());
+}
+static inline vec v_total(const double *sums, const double *lost) { return v_add(v_load(sums), v_load(lost)); }
+static inline double v_sum(vec a) { return _mm512_reduce_add_pd(a); }
+
 /* See avx512_f32.c. */
 enum { COLUMNS = 2 };
 static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {

@@ -68,6 +68,17 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     vst1q_f64(sums, vaddq_f64(vld1q_f64(sums), vcvt_f64_f32(vget_low_f32(a))));
     vst1q_f64(sums + 2, vaddq_f64(vld1q_f64(sums + 2), vcvt_high_f64_f32(a)));
 }
+static inline void v_clear(double *sums, double *lost) {
+    (void)lost;
+    vst1q_f64(sums, vdupq_n_f64(0));
+    vst1q_f64(sums + 2, vdupq_n_f64(0));
+}
+static inline vec v_total(const double *sums, const double *lost) {
+    (void)lost;
+    return vcvt_high_f32_f64(vcvt_f32_f64(vld1q_f64(sums)), vld1q_f64(sums + 2));
+}
+static inline double v_sum(vec a) { return vaddvq_f64(vaddq_f64(vcvt_f64_f32(vget_low_f32(a)), vcvt_high_f64_f32(a))); }
+
 /* See avx512_f32.c. */
 enum { COLUMNS = 4 };
 static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {

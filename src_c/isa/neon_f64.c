@@ -54,6 +54,10 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     v_store(lost, v_add(v_load(lost), v_add(v_sub(old, v_sub(sum, added)), v_sub(a, added))));
     v_store(sums, sum);
 }
+static inline void v_clear(double *sums, double *lost) { sums[0] = sums[1] = lost[0] = lost[1] = 0; }
+static inline vec v_total(const double *sums, const double *lost) { return v_add(v_load(sums), v_load(lost)); }
+static inline double v_sum(vec a) { return vaddvq_f64(a); }
+
 /* See avx512_f32.c. */
 enum { COLUMNS = 2 };
 static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {

@@ -67,6 +67,13 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     (void)lost;
     *sums += (double)a;
 }
+static inline void v_clear(double *sums, double *lost) { *sums = *lost = 0; }
+static inline vec v_total(const double *sums, const double *lost) {
+    (void)lost;
+    return (vec)*sums;
+}
+static inline double v_sum(vec a) { return (double)a; }
+
 /* See avx512_f32.c: one lane transposes into itself. */
 enum { COLUMNS = 1 };
 static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {

@@ -56,6 +56,10 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     v_store(lost, v_add(v_load(lost), v_add(v_sub(old, v_sub(sum, added)), v_sub(a, added))));
     v_store(sums, sum);
 }
+static inline void v_clear(double *sums, double *lost) { *sums = *lost = 0; }
+static inline vec v_total(const double *sums, const double *lost) { return *sums + *lost; }
+static inline double v_sum(vec a) { return a; }
+
 /* See avx512_f32.c: one lane transposes into itself. */
 enum { COLUMNS = 1 };
 static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {

@@ -8,6 +8,7 @@ typedef struct results {
     real max[VISIT_ROWS], rest[VISIT_ROWS], distance[VISIT_ROWS], z[VISIT_ROWS];
     real label_logit[VISIT_ROWS], label_exp[VISIT_ROWS]; /* exp(label_logit - max); 0 where there is no label */
     real log_total[VISIT_ROWS];                          /* log1p(rest) */
+    real sound[VISIT_ROWS];                              /* 1 where the label's logit served as max, else 0 */
     real value[VISIT_ROWS];
 } results;
 
@@ -29,46 +30,45 @@ static real lse_of_special(const fastce_array *a, const char *row, int64_t n_cla
     return lse;
 }
 
-static void finish(const task *t, const rows *r, results *s, partial *sums) {
+/* mass of plain rows is their labels', without distance or z. */
+static void finish(const task *t, const rows *r, results *s, bool plain, partial *sums) {
     const fastce_problem *q = t->problem;
-    int64_t padded = (r->count + LANES - 1) / LANES * LANES;
-    real mass[VISIT_ROWS];
-    for (int64_t i = r->count; i < padded; i++) s->max[i] = s->rest[i] = s->distance[i] = s->z[i] = 0, s->mass[i] = 0;
-    for (int64_t i = 0; i < padded; i++) mass[i] = (real)s->mass[i];
-    for (int64_t i = 0; i < padded; i += LANES) {
+    const double none[VISIT_ROWS] = {0};
+    const double *mass = plain ? r->label_mass : s->mass;
+    const vec zero = v_set1(0);
+    lane_sums total;
+    v_clear(total.sum, total.lost);
+    for (int64_t i = 0; i < r->count; i += LANES) {
+        int64_t n = r->count - i < LANES ? r->count - i : LANES;
         vec log_total = v_log1p(v_load(&s->rest[i]));
         v_store(&s->log_total[i], log_total);
-        vec lse = v_add(v_load(&s->max[i]), log_total), value = lse;
-        if (q->target_kind != FASTCE_NO_TARGET) value = v_fma(v_load(&mass[i]), log_total, v_load(&s->distance[i]));
-        if (q->z_loss != 0) value = v_fma(v_load(&s->z[i]), v_mul(lse, lse), value);
+        vec value = v_mul(v_total(mass + i, none), log_total);
+        if (!plain) {
+            vec lse = v_add(v_load(&s->max[i]), log_total);
+            value = v_fma(v_total(mass + i, none), log_total, v_load(&s->distance[i]));
+            if (q->z_loss != 0) value = v_fma(v_load(&s->z[i]), v_mul(lse, lse), value);
+            if (q->target_kind == FASTCE_NO_TARGET) value = lse;
+        }
         v_store(&s->value[i], value);
+        if (!r->all_kept)
+            for (int64_t j = i; j < i + n; j++)
+                if (r->weight[j] == 0) s->value[j] = 0;
+        v_accumulate(total.sum, total.lost, v_load_first(&s->value[i], n, zero));
     }
-    for (int64_t i = 0; i < r->count; i++)
-        if (r->weight[i] == 0) s->value[i] = 0;
     if (q->output == FASTCE_LSE)
         for (int64_t i = 0; i < r->count; i++)
             if (s->value[i] != s->value[i])
-                s->value[i] = lse_of_special(&q->logits, r->logits + r->index[i] * r->logits_step, q->n_classes);
-
-    enum { CHAINS = 8 };
-    double sum[CHAINS] = {0}, lost[CHAINS] = {0};
-    int64_t i = 0;
-    for (; i + CHAINS <= r->count; i += CHAINS)
-        for (int j = 0; j < CHAINS; j++) add_exactly(&sum[j], &lost[j], (double)s->value[i + j]);
-    for (int j = 0; i + j < r->count; j++) add_exactly(&sum[j], &lost[j], (double)s->value[i + j]);
-    for (int j = 0; j < CHAINS; j++) {
-        add_exactly(&sums->loss, &sums->loss_lost, sum[j]);
-        sums->loss_lost += lost[j];
-    }
+                s->value[i] = lse_of_special(&q->logits, r->logits + row_of(r, i) * r->logits_step, q->n_classes);
+    add_exactly(&sums->loss, &sums->loss_lost, total_of(&total));
 }
 
 static void write_values(const rows *r, const results *s) {
     if (!r->values) return;
     if (r->consecutive) {
-        memcpy(r->values + r->index[0] * (ptrdiff_t)sizeof(real), s->value, (size_t)r->count * sizeof(real));
+        memcpy(r->values + r->first * (ptrdiff_t)sizeof(real), s->value, (size_t)r->count * sizeof(real));
     } else {
         for (int64_t i = 0; i < r->count; i++)
-            memcpy(r->values + r->index[i] * (ptrdiff_t)sizeof(real), &s->value[i], sizeof(real));
+            memcpy(r->values + row_of(r, i) * (ptrdiff_t)sizeof(real), &s->value[i], sizeof(real));
     }
 }
 
@@ -81,11 +81,19 @@ typedef struct gradients {
     real at_label[VISIT_ROWS];
 } gradients;
 
-static INLINE void find_gradients(const task *t, const rows *r, const results *s, int64_t begin, int64_t end,
-                                  gradients *g) {
+static INLINE void find_gradients(const task *t, const rows *r, const results *s, bool plain, int64_t begin,
+                                  int64_t end, gradients *g) {
     const fastce_problem *q = t->problem;
     if (q->target_kind == FASTCE_NO_TARGET) {
         for (int64_t i = begin; i < end; i++) g->factor[i] = q->output == FASTCE_SOFTMAX ? 1 / (1 + s->rest[i]) : 1;
+        return;
+    }
+    if (plain) { /* all of q on the label, which served as maximum: the same operations, less what is 0 */
+        for (int64_t i = begin; i < end; i++) {
+            double rest = (double)s->rest[i], scale = r->grad_scale[i], mass = r->label_mass[i], top = 1 / (1 + rest);
+            g->factor[i] = (real)(scale * mass * top);
+            g->at_label[i] = (real)(scale * -(mass * (rest * top)));
+        }
         return;
     }
     double z_part[VISIT_ROWS], on_label[VISIT_ROWS];

@@ -27,7 +27,7 @@ static INLINE block_of_lanes get_lanes(const task *t, const rows *r, int64_t fir
     const fastce_array *a = &t->problem->logits;
     int64_t left = t->problem->n_classes - first, n = left < TILE_CLASSES ? left : TILE_CLASSES;
     if (direct) {
-        const char *p = r->logits + r->index[0] * r->logits_step + first * a->class_stride;
+        const char *p = r->logits + r->first * r->logits_step + first * a->class_stride;
         return (block_of_lanes){p, a->class_stride, first, n};
     }
     load_tile(w->x, w->flat, a, r->logits, r->logits_step, r, first, n);
@@ -57,10 +57,12 @@ static int64_t get_dense_tile(const task *t, const rows *r, int64_t first, int64
 static INLINE vec v_step(mask m) { return v_select(m, v_set1(1), v_set1(0)); }
 
 static INLINE void find_labels(const rows *r, block_of_lanes x, lane_state *a) {
+    int32_t position[VISIT_ROWS];
     for (int64_t i = 0; i < r->count; i++) {
         int64_t k = r->label[i] - x.first;
-        a->label[i] = k >= 0 && k < x.n && r->label[i] >= 0 ? (real)(int32_t)k : -1;
+        position[i] = (uint64_t)k < (uint64_t)x.n ? (int32_t)k : -1;
     }
+    for (int64_t i = 0; i < r->count; i++) a->label[i] = (real)position[i];
     for (int64_t i = r->count; i % GROUP != 0; i++) a->label[i] = -1;
 }
 
@@ -78,7 +80,7 @@ static INLINE void select_label_logits(block_of_lanes x, int64_t row, lane_state
 /* Logits of the labels: passing a few classes by costs less than going to each. */
 static INLINE void load_label_logits(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct) {
     const fastce_array *logits = &t->problem->logits;
-    for (int64_t i = 0; i < VISIT_ROWS; i++) a->s.label_logit[i] = 0;
+    for (int64_t i = 0; i < VISIT_ROWS; i += LANES) v_store(&a->s.label_logit[i], v_set1(0));
     if (t->problem->target_kind != FASTCE_LABELS) return;
     if (t->problem->n_classes <= TILE_CLASSES) {
         block_of_lanes x = get_lanes(t, r, 0, direct, w);
@@ -88,7 +90,7 @@ static INLINE void load_label_logits(const task *t, const rows *r, lane_state *a
     }
     for (int64_t i = 0; i < r->count; i++)
         if (r->label[i] >= 0)
-            gather(&a->s.label_logit[i], r->logits + r->index[i] * r->logits_step + r->label[i] * logits->class_stride,
+            gather(&a->s.label_logit[i], r->logits + row_of(r, i) * r->logits_step + r->label[i] * logits->class_stride,
                    0, 1, logits->dtype, logits->byte_swapped);
 }
 
@@ -97,6 +99,7 @@ static INLINE void add_shifted(block_of_lanes x, int64_t row, lane_state *a) {
     vec label[4], shift[4];
     for (int j = 0; j < 4; j++) label[j] = v_load(&a->label[row + j * LANES]);
     for (int j = 0; j < 4; j++) shift[j] = v_load(&a->s.label_logit[row + j * LANES]);
+    for (int j = 0; j < 4 && x.first == 0; j++) v_clear(&a->rest[row + j * LANES], &a->rest_lost[row + j * LANES]);
     const char *p = x.p + row * ELEMENT;
     for (int64_t k0 = 0; k0 < x.n; k0 += FLUSH_CLASSES) {
         vec sum[4], e[4];
@@ -219,11 +222,11 @@ static void set_lane(const task *t, const rows *r, const lane_state *a, results 
     if (r->weight[i] == 0) s->max[i] = s->rest[i] = s->distance[i] = 0, s->mass[i] = 0;
 }
 
-/* All rows shifted by their label's logit, and those that cannot be so through their maximum after all. */
-static INLINE void reduce_by_label(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct) {
+/* All rows shifted by their label's logit, and those that cannot be so through their maximum after all. Returns whether
+ * there are none of these. */
+static bool reduce_by_label(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct) {
     const fastce_problem *q = t->problem;
     results *s = &a->s;
-    for (int64_t i = 0; i < VISIT_ROWS; i++) a->rest[i] = a->rest_lost[i] = 0;
     for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
         /* A single block was loaded, and its labels found, for the labels' logits. */
         block_of_lanes x = {(const char *)w->x, VISIT_ROWS * ELEMENT, 0, q->n_classes};
@@ -233,25 +236,29 @@ static INLINE void reduce_by_label(const task *t, const rows *r, lane_state *a, 
         }
         for (int64_t row = 0; row < r->count; row += GROUP) add_shifted(x, row, a);
     }
-    bool again = false;
-    for (int64_t i = 0; i < r->count; i++) {
-        real x = s->label_logit[i];
-        double rest = a->rest[i] + a->rest_lost[i];
-        again |= !((rest <= LARGEST_SHIFTED_SUM) & (x - x == 0));
-        a->rest[i] = rest;
-        s->max[i] = x;
-        s->rest[i] = (real)rest;
-        s->mass[i] = r->label_mass[i];
-        s->distance[i] = s->z[i] = 0;
+    const vec zero = v_set1(0), one = v_set1(1);
+    vec refused = zero;
+    for (int64_t i = 0; i < r->count; i += LANES) {
+        vec x = v_load(&s->label_logit[i]), rest = v_total(&a->rest[i], &a->rest_lost[i]);
+        vec sound = v_select(v_eq(v_sub(x, x), zero), v_step(v_gt(v_set1((real)LARGEST_SHIFTED_SUM), rest)), zero);
+        v_store(&s->max[i], x);
+        v_store(&s->rest[i], rest);
+        v_store(&s->sound[i], sound);
+        refused = v_max(refused, v_sub(one, sound));
     }
-    for (int64_t i = 0; i < r->count && t->logits_direct; i++)
-        if (r->weight[i] == 0) s->max[i] = s->rest[i] = 0; /* visited for its neighbours' sake */
-    if (!again) return;
+    if (!r->all_kept) /* rows visited for their neighbours' sake */
+        for (int64_t i = 0; i < r->count; i++)
+            if (r->weight[i] == 0) s->max[i] = s->rest[i] = 0;
+    if (!v_any(v_gt(refused, zero))) return true;
+
     lane_state b;
     reduce_by_max(t, r, &b, w, direct);
-    for (int64_t i = 0; i < r->count; i++)
-        if (!(a->rest[i] <= LARGEST_SHIFTED_SUM && s->label_logit[i] - s->label_logit[i] == 0))
-            set_lane(t, r, &b, s, i);
+    for (int64_t i = 0; i < r->count; i++) {
+        s->mass[i] = r->label_mass[i];
+        s->distance[i] = s->z[i] = 0;
+        if (s->sound[i] == 0) set_lane(t, r, &b, s, i);
+    }
+    return false;
 }
 
 /* Gradient or probabilities of a group of rows over a block of classes. */
@@ -293,27 +300,27 @@ static INLINE void write_group(const task *t, const rows *r, block_of_lanes x, c
     }
 }
 
-static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct, bool out_direct) {
+static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct, bool out_direct,
+                        bool plain) {
     const fastce_problem *q = t->problem;
     const bool dense = q->target_kind == FASTCE_DENSE;
     results *s = &a->s;
     gradients g;
-    memset(&g, 0, sizeof g);
-    if (q->target_kind == FASTCE_LABELS) {
+    if (q->target_kind == FASTCE_LABELS && !plain) {
         for (int64_t i = 0; i < r->count; i += LANES) {
             vec e = v_sub(v_load(&s->label_logit[i]), v_load(&s->max[i]));
             exp_vectors(&e, 1);
             v_store(&s->label_exp[i], e);
         }
     }
-    find_gradients(t, r, s, 0, r->count, &g);
+    find_gradients(t, r, s, plain, 0, r->count, &g);
     for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
         block_of_lanes x = get_lanes(t, r, first, direct, w);
         const real *vector = t->q_vector && !dense ? (const real *)t->q_vector + first : NULL;
         find_labels(r, x, a);
         if (dense) get_dense_tile(t, r, first, x.n, w);
         const real *q_tile = dense ? w->q : NULL;
-        char *to = r->out + r->index[0] * r->out_step + first * q->out.class_stride;
+        char *to = r->out + r->first * r->out_step + first * q->out.class_stride;
         for (int64_t row = 0; row < r->count; row += GROUP) {
             if (out_direct)
                 write_group(t, r, x, vector, q_tile, &g, row, a, to, q->out.class_stride);
@@ -331,15 +338,16 @@ static int64_t visit_lanes(const task *t, rows *r, partial *sums, char *scratch)
     bool neighbours = r->consecutive && r->count % GROUP == 0 && t->problem->logits.dtype == real_dtype();
     bool direct = neighbours && t->logits_direct;
     load_label_logits(t, r, &a, &w, direct);
+    bool plain = false;
     if (t->needs_max) {
         int64_t bad = reduce_by_max(t, r, &a, &w, direct);
         if (bad >= 0) return bad;
         for (int64_t i = 0; i < r->count; i++) set_lane(t, r, &a, &a.s, i);
     } else {
-        reduce_by_label(t, r, &a, &w, direct);
+        plain = reduce_by_label(t, r, &a, &w, direct);
     }
-    finish(t, r, &a.s, sums);
+    finish(t, r, &a.s, plain, sums);
     write_values(r, &a.s);
-    if (t->problem->out.data) write_lanes(t, r, &a, &w, direct, neighbours && t->out_direct);
+    if (t->problem->out.data) write_lanes(t, r, &a, &w, direct, neighbours && t->out_direct, plain);
     return -1;
 }

@@ -76,14 +76,12 @@ typedef struct lane_sums {
     double sum[LANES], lost[LANES];
 } lane_sums;
 
-static INLINE double total_of(lane_sums *s) {
+static INLINE double total_of(const lane_sums *s) {
     double sum = 0, lost = 0;
     if (sizeof(real) == sizeof(double)) {
         for (int i = 0; i < LANES; i++) add_exactly(&sum, &lost, s->sum[i]), lost += s->lost[i];
     } else {
-        for (int width = LANES / 2; width > 0; width /= 2)
-            for (int i = 0; i < width; i++) s->sum[i] += s->sum[i + width];
-        sum = s->sum[0];
+        for (int i = 0; i < LANES; i++) sum += s->sum[i];
     }
     return sum <= DBL_MAX ? sum + lost : sum; /* beside infinity, what was lost is NaN */
 }

@@ -69,12 +69,31 @@ static INLINE void flush(lane_sums *sums, vec *sum) {
     for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
 }
 
+/* The last vectors of a block, fewer than a group: -inf beyond its end. */
+static INLINE void load_tail(vec *x, int count, block b, int64_t i, fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    for (int j = 0; j + 1 < count; j++) x[j] = load(b.p + (i + j * LANES) * size, storage);
+    i += (count - 1) * LANES;
+    x[count - 1] =
+        b.n - i >= LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, b.n - i, -INFINITY, storage);
+}
+
+static INLINE void add_tail(int count, block b, int64_t i, vec shift, int64_t excluded, vec *sum, real *kept,
+                            fastce_dtype storage) {
+    vec x[4];
+    load_tail(x, count, b, i, storage);
+    for (int j = 0; j < count; j++) x[j] = without(x[j], excluded - i - j * LANES);
+    exp_and_add(x, count, shift, sum, kept ? kept + i : NULL);
+}
+
 /* Sum of exp(x_k - shift) over a block without the class at excluded (-1: none), whose exponential is kept as 0.
  * kept has room for whole vectors; every few vectors the sum moves to float64, so that its error does not grow. */
 static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *kept, fastce_dtype storage) {
     enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
-    lane_sums sums = {{0}, {0}};
+    const bool flushes = b.n >= (GROUPS_A_FLUSH + 1) * GROUP;
+    lane_sums sums;
+    v_clear(sums.sum, sums.lost);
     vec sum[4], x[4], shifts = v_set1(shift);
     for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
 
@@ -95,15 +114,27 @@ static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *
             __builtin_prefetch(b.p + i * size + PREFETCH_BYTES + line);
         for (int j = 0; j < 4; j++) x[j] = load(p + j * LANES * size, storage);
         exp_and_add(x, 4, shifts, sum, kept ? kept + i : NULL);
-        if (++groups % GROUPS_A_FLUSH == 0) flush(&sums, sum);
+        if (++groups % GROUPS_A_FLUSH == 0 && flushes) flush(&sums, sum);
     }
-    for (int j = 0; i < b.n; i += LANES, j++) {
-        int64_t n = b.n - i < LANES ? b.n - i : LANES;
-        x[0] = n == LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, n, -INFINITY, storage);
-        x[0] = without(x[0], excluded - i);
-        exp_and_add(x, 1, shifts, &sum[j], kept ? kept + i : NULL);
+    switch ((b.n - i + LANES - 1) / LANES) {
+    case 0:
+        break;
+    case 1:
+        add_tail(1, b, i, shifts, excluded, sum, kept, storage);
+        break;
+    case 2:
+        add_tail(2, b, i, shifts, excluded, sum, kept, storage);
+        break;
+    case 3:
+        add_tail(3, b, i, shifts, excluded, sum, kept, storage);
+        break;
+    default:
+        add_tail(4, b, i, shifts, excluded, sum, kept, storage);
+        break;
     }
-    flush(&sums, sum);
+    vec four = v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]));
+    if (!flushes) return v_sum(four);
+    v_accumulate(sums.sum, sums.lost, four);
     return total_of(&sums);
 }
 
@@ -126,25 +157,35 @@ static INLINE void block_exp(block b, real shift, real *kept, fastce_dtype stora
 /* Mass of q in a block, and the sum of q_k (shift - x_k) where q_k > 0. */
 static INLINE void block_distance(block b, const real *q, real shift, double *mass, double *distance,
                                   fastce_dtype storage) {
-    enum { VECTORS_A_FLUSH = 4 };
+    enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
-    lane_sums masses = {{0}, {0}}, distances = {{0}, {0}};
-    vec m = v_set1(0), d = v_set1(0), zero = v_set1(0);
-    int vectors = 0;
-    for (int64_t i = 0; i < b.n; i += LANES) {
+    const vec zero = v_set1(0), shifts = v_set1(shift);
+    lane_sums masses, distances;
+    v_clear(masses.sum, masses.lost);
+    v_clear(distances.sum, distances.lost);
+    vec m[4], d[4];
+    for (int j = 0; j < 4; j++) m[j] = d[j] = zero;
+    int64_t i = 0;
+    for (int groups = 0; i + GROUP <= b.n; i += GROUP) {
+        for (int j = 0; j < 4; j++) {
+            vec qs = v_load(q + i + j * LANES), x = load(b.p + (i + j * LANES) * size, storage);
+            m[j] = v_add(m[j], qs);
+            d[j] = v_add(d[j], v_select(v_gt(qs, zero), v_mul(qs, v_sub(shifts, x)), zero));
+        }
+        if (++groups % GROUPS_A_FLUSH == 0) {
+            flush(&masses, m);
+            flush(&distances, d);
+        }
+    }
+    for (int j = 0; i < b.n; i += LANES, j++) {
         int64_t n = b.n - i < LANES ? b.n - i : LANES;
         vec qs = n == LANES ? v_load(q + i) : v_load_first(q + i, n, zero);
         vec x = n == LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, n, 0, storage);
-        m = v_add(m, qs);
-        d = v_add(d, v_select(v_gt(qs, zero), v_mul(qs, v_sub(v_set1(shift), x)), zero));
-        if (++vectors % VECTORS_A_FLUSH == 0) {
-            v_accumulate(masses.sum, masses.lost, m);
-            v_accumulate(distances.sum, distances.lost, d);
-            m = d = zero;
-        }
+        m[j] = v_add(m[j], qs);
+        d[j] = v_add(d[j], v_select(v_gt(qs, zero), v_mul(qs, v_sub(shifts, x)), zero));
     }
-    v_accumulate(masses.sum, masses.lost, m);
-    v_accumulate(distances.sum, distances.lost, d);
+    flush(&masses, m);
+    flush(&distances, d);
     *mass = total_of(&masses);
     *distance = total_of(&distances);
 }
@@ -335,9 +376,9 @@ static INLINE void write_log_block(real *out, block b, real max, real log_total,
 static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i, row_scratch *w, bool keep,
                              bool direct, fastce_dtype storage) {
     const fastce_problem *q = t->problem;
-    const char *row = r->logits + r->index[i] * r->logits_step;
-    const char *dense = r->dense + r->index[i] * r->dense_step;
-    char *out = r->out + r->index[i] * r->out_step;
+    const char *row = r->logits + row_of(r, i) * r->logits_step;
+    const char *dense = r->dense + row_of(r, i) * r->dense_step;
+    char *out = r->out + row_of(r, i) * r->out_step;
     int64_t label = r->label[i];
     real max = s->max[i];
     bool log_softmax = q->output == FASTCE_LOG_SOFTMAX;
@@ -345,7 +386,7 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
     real log_total = s->log_total[i];
     gradients all = {{0}, {0}, {0}, {0}, {0}, {0}, {0}};
     s->label_exp[i] = label < 0 ? 0 : s->label_logit[i] == max ? 1 : exp_one(s->label_logit[i] - max);
-    find_gradients(t, r, s, i, i + 1, &all);
+    find_gradients(t, r, s, false, i, i + 1, &all);
     row_gradient g = {all.factor[i], all.q_factor[i], all.total[i], all.share[i], all.lost[i], all.pull[i]};
     bool stream = t->stream && (uintptr_t)out % (uintptr_t)storage_size(storage) == 0;
     for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
@@ -383,13 +424,16 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char 
     const bool keep = q->out.data && q->output != FASTCE_LOG_SOFTMAX && q->n_classes <= KEPT_CLASSES;
     row_scratch w = lay_out_rows(t, scratch);
     results s;
+    bool plain = !t->needs_max;
+    for (int64_t i = 0; i < VISIT_ROWS; i += LANES) v_store(&s.rest[i], v_set1(0));
     for (int64_t i = 0; i < r->count; i++) {
-        const char *row = r->logits + r->index[i] * r->logits_step;
-        const char *dense = r->dense + r->index[i] * r->dense_step;
+        const char *row = r->logits + row_of(r, i) * r->logits_step;
+        const char *dense = r->dense + row_of(r, i) * r->dense_step;
         int64_t label = r->label[i];
         real label_logit = 0;
         if (label >= 0)
-            gather(&label_logit, row + label * q->logits.class_stride, 0, 1, q->logits.dtype, q->logits.byte_swapped);
+            label_logit = (real)load_number(row + label * q->logits.class_stride, direct ? storage : q->logits.dtype,
+                                            !direct && q->logits.byte_swapped);
         s.mass[i] = r->label_mass[i] + r->weight[i] * t->q_vector_sum;
         s.z[i] = (real)(r->weight[i] * q->z_loss);
         s.distance[i] = 0;
@@ -399,6 +443,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char 
         if (sum <= LARGEST_SHIFTED_SUM) {
             set_result(&s, i, label_logit, sum);
         } else {
+            plain = false;
             max_result m = max_and_rest(t, row, dense, &w, keep, direct, storage);
             if (m.bad) return i;
             set_result(&s, i, m.max, m.rest);
@@ -412,7 +457,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char 
         }
         if (q->out.data) write_row(t, r, &s, i, &w, keep, direct, storage);
     }
-    finish(t, r, &s, sums);
+    finish(t, r, &s, plain, sums);
     write_values(r, &s);
     return -1;
 }

@@ -79,7 +79,7 @@ static void load_tile(real *to, real *flat, const fastce_array *a, const char *b
                       int64_t first, int64_t n) {
     const char *row[VISIT_ROWS];
     bool neighbours = a->class_stride == dtype_size(a->dtype) && !a->byte_swapped;
-    for (int64_t i = 0; i < r->count; i++) row[i] = base + r->index[i] * step + first * a->class_stride;
+    for (int64_t i = 0; i < r->count; i++) row[i] = base + row_of(r, i) * step + first * a->class_stride;
     if (neighbours && a->dtype == real_dtype()) {
         transpose_in(to, row, r->count, n);
     } else if (neighbours && dtype_is_vector(a->dtype)) {
@@ -133,17 +133,17 @@ static void store_tile(const task *t, const real *from, real *flat, const rows *
     char *base = r->out + first * a->class_stride;
     if (positions_are_packed(a, r->out_step, r)) {
         for (int64_t k = 0; k < n; k++)
-            narrow_as(base + r->index[0] * r->out_step + k * a->class_stride, from + k * VISIT_ROWS, r->count, a->dtype,
+            narrow_as(base + r->first * r->out_step + k * a->class_stride, from + k * VISIT_ROWS, r->count, a->dtype,
                       false);
         return;
     }
     transpose_out(flat, from, r->count, n);
     if (vectors && rows_are_packed(a, r->out_step, r, n)) {
-        narrow_as(base + r->index[0] * r->out_step, flat, r->count * n, a->dtype, t->stream);
+        narrow_as(base + r->first * r->out_step, flat, r->count * n, a->dtype, t->stream);
         return;
     }
     for (int64_t i = 0; i < r->count; i++) {
-        char *to = base + r->index[i] * r->out_step;
+        char *to = base + row_of(r, i) * r->out_step;
         if (vectors)
             narrow_as(to, flat + i * n, n, a->dtype, false);
         else
