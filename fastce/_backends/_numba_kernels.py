@@ -23,7 +23,9 @@ def tasks(entry: Any, call: Any, scratch: Any, size: Any, count: Any) -> None:
         vector.invoke(entry, call, scratch + size * task, task)
 
 
-def kernel(call: Any, tile: Any, task: Any, x: Any, dense: Any, q: Any, out: Any, logarithm: Any, across: Any) -> None:
+def kernel(
+    call: Any, tile: Any, task: Any, x: Any, dense: Any, q: Any, out: Any, logarithm: Any, across: Any, shifted: Any
+) -> None:
     """Do a task; without logits (x) only check the rows and add up their weights."""
     for block in range(call.n_blocks * task // call.n_tasks, call.n_blocks * (task + 1) // call.n_tasks):
         vector.start_block(tile)
@@ -36,7 +38,7 @@ def kernel(call: Any, tile: Any, task: Any, x: Any, dense: Any, q: Any, out: Any
             if dense is not None:
                 bad = min(bad, vector.failing(call, tile, n, dense, across))
             if x is not None:
-                measure(call, tile, n, x, dense, q, across)
+                measure(call, tile, n, x, dense, q, across, shifted)
             if out is not None:
                 vector.finish(call, tile, n, 1)
             else:
@@ -50,7 +52,7 @@ def kernel(call: Any, tile: Any, task: Any, x: Any, dense: Any, q: Any, out: Any
 
 
 @njit(forceinline=True)
-def measure(call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, across: Any) -> None:
+def measure(call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, across: Any, shifted: Any) -> None:
     """Sweep the classes of a tile."""
     if call.start[LABELS] != 0:
         for i in range(n):
@@ -59,7 +61,7 @@ def measure(call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, across: An
     if across is None:
         for i in range(n):
             if tile.sample[i] > 0.0:
-                vector.row_sums(call, tile, i, x, dense, q)
+                vector.row_sums(call, tile, i, x, dense, q, shifted)
     else:
         vector.tile_sums(call, tile, n, x, dense, q)
     if q is None:

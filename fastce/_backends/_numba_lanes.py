@@ -179,6 +179,14 @@ class Value:
         """Return unsigned integers with more bits."""
         return self._cast("zext", ir.IntType(width))
 
+    def narrow(self, width: int) -> Value:
+        """Return integers with at most that many bits."""
+        return self._cast("trunc", ir.IntType(width))
+
+    def within(self, stop: int) -> Value:
+        """Compare with 0 and a stop: 0 <= self < stop."""
+        return Value(self.builder, self.builder.icmp_unsigned("<", self.ir, self.like(stop).ir))
+
     def read(self, bits: int, count: int | None = None) -> Value:
         """Return the integers at this address."""
         element = ir.IntType(bits)
@@ -307,6 +315,23 @@ class Memory:
         """Return the element at an address."""
         return self._decode(address.read(8 * self.stream.itemsize))
 
+    def prefetch(self, address: Value) -> None:
+        """Ask for the cache lines of a vector."""
+        kind = ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(ir.VoidType(), [ir.PointerType(), kind, kind, kind]),
+            "llvm.prefetch.p0",
+        )
+        read, keep, data = (ir.Constant(kind, value) for value in (0, 3, 1))
+        for line in range(0, self.lanes * self.itemsize, 64):
+            self.builder.call(function, [(address + line).pointer(), read, keep, data])
+
+    def indices(self) -> Value:
+        """Return the vector 0, 1, 2, … of integers as wide as a comparison likes them."""
+        kind = ir.IntType(8 * self.real_size)
+        return Value(self.builder, ir.Constant(ir.VectorType(kind, self.lanes), list(range(self.lanes))))
+
     def store(self, address: Value, value: Value, live: Value | None = None) -> None:
         """Write a vector, or the first ``live`` of its elements."""
         raw = self._encode(value)
@@ -323,9 +348,7 @@ class Memory:
 
     def mask(self, live: Value) -> Value:
         """Return which of a vector's elements are among the first ``live``."""
-        width = ir.IntType(32)
-        lanes = ir.Constant(ir.VectorType(width, self.lanes), list(range(self.lanes)))
-        return Value(self.builder, lanes) < live._cast("trunc", width).splat(self.lanes)
+        return self.indices() < live.narrow(8 * self.real_size).splat(self.lanes)
 
     def _swap(self, raw: Value) -> Value:
         return raw.call("llvm.bswap") if self.stream.swapped else raw

@@ -109,7 +109,7 @@ SCRATCH = np.dtype(
         ("at_top", "f8", TILE),  # the gradient at the maximum is at_top*((Q - q) - q*r) + at_top_z
         ("at_top_z", "f8", TILE),
         ("sums", "f8", SUMS),  # of the block's values and weights: per lane, high and low parts
-        ("kept", "f8", 5 * TILE),  # sweeps between two blocks of classes
+        ("kept", "f8", 8 * TILE),  # sweeps between two blocks of classes
         ("logits", "f8", FEW * TILE),  # gathered elements as they are in memory, and q as it is computed with
         ("q", "f8", FEW * TILE),
         ("dense", "f8", BLOCK),
@@ -120,13 +120,15 @@ SCRATCH = np.dtype(
 
 _EXP = {
     # What adding rounds to an integer, and leaves it with the exponent's bias in the lowest bits; the exponent's
-    # place; log(2) in two parts; the smallest argument, whose result is 0; (exp(r) - 1 - r)/r^2 on |r| <= log(2)/2
+    # place; log(2) in two parts; the smallest argument, whose result is 0, and the
+    # largest, whose result is infinite; (exp(r) - 1 - r)/r^2 on |r| <= log(2)/2
     # by mpmath.chebyfit, to 8e-9 (float32) and 1.3e-17 (float64) of exp(r), highest power first.
     "f4": (
         1.5 * 2**23 + 127,
         23,
         (0.693359375, -2.12194440e-4),
         -88.1,
+        89.0,
         (0.00139261836, 0.00836317905, 0.0416665546, 0.16666577, 0.5),
     ),
     "f8": (
@@ -134,6 +136,7 @@ _EXP = {
         52,
         (6.93147180369123816490e-01, 1.90821492927058770002e-10),
         -709.0,
+        710.0,
         (
             2.51003854955103191e-8,
             2.76200884454097482e-7,
@@ -162,10 +165,15 @@ _LOG = (
 )
 
 
-def exponential(x: Value) -> Value:
-    """Return exp(x) for x <= 0 to about 1 ULP; 0 below about −87.7 (float32) or −708.7 (float64); NaN for NaN."""
-    magic, place, (log2_high, log2_low), smallest, polynomial = _EXP[x.real]
+def exponential(x: Value, bounded: bool = True) -> Value:
+    """Return exp(x) to about 1 ULP; 0 below about −87.7 (float32) or −708.7 (float64); NaN for NaN.
+
+    ``bounded`` says that x is below 88 (709); else the result is infinite where x is above.
+    """
+    magic, place, (log2_high, log2_low), smallest, largest, polynomial = _EXP[x.real]
     x = select(x < smallest, x.like(smallest), x)
+    if not bounded:
+        x = select(x > largest, x.like(largest), x)
     rounded = fma(x, 1 / math.log(2), x.like(magic))
     n = rounded - magic
     r = fma(n, -log2_low, fma(n, -log2_high, x))
@@ -199,6 +207,8 @@ class Vectors(NamedTuple):
     address: Value
     step: Value
     """Bytes from one to the next."""
+    beyond: Value | int = 0
+    """Bytes from these classes to the next."""
 
     def at(self, index: Value) -> Value:
         return self.address + index * self.step
@@ -206,6 +216,11 @@ class Vectors(NamedTuple):
     def load(self, first: Value, count: int, live: Value | None, fill: float) -> list[Value]:
         """Return some, or the ``live`` first elements of one with the others filled in."""
         return [self.memory.load(self.at(first + index), live, fill) for index in range(count)]
+
+    def prefetch(self, first: Value, count: int) -> None:
+        """Ask for the same vectors of what follows these classes: the next block, or the next row."""
+        for index in range(count):
+            self.memory.prefetch(self.at(first + index) + self.beyond)
 
 
 def each(count: Value, live: Value | None, state: State, body: Callable[..., State]) -> State:
@@ -231,68 +246,108 @@ def smaller(a: Value, b: int) -> Value:
     return select(a < b, a, b)
 
 
+Sum = tuple[Value, ...]
+"""Per lane: one float64 for float32 terms; for float64 terms a second one, of what the first could not hold."""
+
+
+def no_sum(x: Memory, across: bool) -> Sum:
+    """Return a sum of nothing; the vectors of a row are halved before they are added."""
+    term = x.constant(0.0) if across else x.constant(0.0).halves()[0]
+    return (term.to("f8"),) if x.real == "f4" else (term, term)
+
+
+def accumulate(total: Sum, term: Value) -> Sum:
+    if len(total) == 1:
+        return (total[0] + term,)
+    high, dropped = two_sum(total[0], term)
+    return high, total[1] + dropped
+
+
+def split(values: State, x: Memory) -> tuple[Sum, ...]:
+    """Return the sums that follow each other in a state."""
+    width = len(no_sum(x, across=True))
+    return tuple(values[i : i + width] for i in range(0, len(values), width))
+
+
 def nothing(x: Memory, q: Memory | None, across: bool) -> State:
-    """Return top, total and ties, and with a target mass and pull, of no classes; float32 vectors of a row are halved."""
+    """Return a sweep of no classes: top, ties, the sum total, and with a target the sums mass and pull."""
     top = x.constant(-math.inf)
-    total = (top if across else top.halves()[0]).to("f8").like(0.0)
-    return (top, total, top.bits().like(0), *((total, total) if q is not None else ()))
+    return top, top.bits().like(0), *(no_sum(x, across) * (1 if q is None else 3))
 
 
 def sweep(state: State, x: Vectors, q: Vectors | None, count: Value, live: Value | None, later: Value) -> State:
     """Add vectors of classes to a state, which holds nothing unless ``later``; ``live`` is None across positions."""
     before, *_ = state
+    row = live is not None
 
     def highest(first: Value, some: int, live: Value | None, higher: Value) -> State:
         return (maximum(pairwise(maximum, x.load(first, some, live, -math.inf)), higher),)
 
     (top,) = each(count, live, (before,), highest)
-    if live is not None:
+    if row:
         top = top.reduce(maximum).splat(x.memory.lanes)
-    _, total, ties, *target = when(later, state, lambda *state: relative_to(top, *state))
+    _, ties, *sums = when(later, state, lambda *state: relative_to(top, x.memory, *state))
+    total, *target = split(tuple(sums), x.memory)
     shift = select(top > -math.inf, top, 0.0)
 
-    def in_float64(terms: list[Value]) -> Value:
-        term = pairwise(add, terms)
-        return (term if live is None else add(*term.halves())).to("f8")
-
-    def exponentials(first: Value, some: int, live: Value | None, total: Value, ties: Value) -> State:
+    def exponentials(first: Value, some: int, live: Value | None, ties: Value, *total: Value) -> State:
         terms = []
         for logits in x.load(first, some, live, -math.inf):
             lower = logits.differs(top)
             ties = select(lower, ties, ties + 1)
             e = exponential(logits - shift)
             terms.append(select(lower, e, 0.0))
-        return total + in_float64(terms), ties
+        if row and live is None:
+            x.prefetch(first, some)
+        return ties, *accumulate(total, in_float64(terms, row))
 
-    total, ties = each(count, live, (total, ties), exponentials)
+    ties, *total = each(count, live, (ties, *total), exponentials)
     if q is None:
-        return top, total, ties
+        return top, ties, *total
 
-    def targets(first: Value, some: int, live: Value | None, mass: Value, pull: Value) -> State:
+    def targets(first: Value, some: int, live: Value | None, *sums: Value) -> State:
+        mass, pull = split(sums, x.memory)
         masses = q.load(first, some, live, 0.0)
         logits = x.load(first, some, live, -math.inf)
         pulls = [select(t > 0.0, t * (shift - logit), 0.0) for t, logit in zip(masses, logits, strict=True)]
-        return mass + in_float64(masses), pull + in_float64(pulls)
+        return *accumulate(mass, in_float64(masses, row)), *accumulate(pull, in_float64(pulls, row))
 
-    return top, total, ties, *each(count, live, tuple(target), targets)
+    return top, ties, *total, *each(count, live, (*target[0], *target[1]), targets)
 
 
-def relative_to(top: Value, before: Value, total: Value, ties: Value, *target: Value) -> State:
+def in_float64(terms: list[Value], row: bool) -> Value:
+    """Add one, two or four vectors, and the halves of a row's; float32 is rounded at most three times."""
+    term = pairwise(add, terms)
+    return (add(*term.halves()) if row else term).to("f8")
+
+
+def relative_to(top: Value, x: Memory, before: Value, ties: Value, *sums: Value) -> State:
     """Return a state rescaled to a maximum that is not lower."""
+    total, *target = split(sums, x)
     moves = top > before
     factor = select(moves, exponential(before - top), 1.0).to("f8")
     # Where all was −inf so far, pull is infinite or 0, and stays.
     distance = select(moves, select(before > -math.inf, top - before, 0.0), 0.0).to("f8")
-    counted = ties.number("f8")
-    if total.count != top.count:  # a row: its maximum is the same in each lane
-        factor, distance = factor.halves()[0], distance.halves()[0]
-        counted = add(*counted.halves())
-    moved = moves if total.count == top.count else moves.halves()[0]
-    total = select(moved, (total + counted) * factor, total)
+    counted = select(moves, ties, 0).number("f8")
+    if total[0].count != top.count:  # a row: its maximum is the same in each lane
+        factor, distance, counted = factor.halves()[0], distance.halves()[0], add(*counted.halves())
+    total = accumulate(tuple(part * factor for part in total), counted * factor)
     if target:
         mass, pull = target
-        target = mass, fma(distance, mass, pull)
-    return top, total, select(moves, ties.like(0), ties), *target
+        target = [mass, accumulate(pull, distance * mass[0])]
+    return top, select(moves, ties.like(0), ties), *total, *(part for each_sum in target for part in each_sum)
+
+
+def sum_of_lanes(total: Sum) -> Value:
+    """Return the sum of a row as one float64."""
+    if len(total) == 1:
+        return total[0].reduce(add)
+    high, low = total
+    while high.count != 1:
+        (a, b), (c, d) = high.halves(), low.halves()
+        high, dropped = two_sum(a, b)
+        low = c + d + dropped
+    return (high + low).lane(0)
 
 
 def copy(memory: Memory, to: Value, to_stride: Value, source: Value, stride: Value, n: Value) -> None:
@@ -328,7 +383,7 @@ def row_logits(call: Struct, tile: Struct, i: Value, k: Value, n: Value, x: Memo
     """Return n classes of row i from class k on."""
     stride = call.class_stride[LOGITS]
     source = tile.at[LOGITS] + i * call.inner[LOGITS] + k * stride
-    return Vectors(x, side_by_side(x, source, stride, n, tile.logits.at(0)), x.step)
+    return Vectors(x, side_by_side(x, source, stride, n, tile.logits.at(0)), x.step, n * x.itemsize)
 
 
 def row_target(call: Struct, tile: Struct, i: Value, k: Value, n: Value, dense: Memory | None, q: Memory) -> Vectors:
@@ -392,8 +447,23 @@ def gathered(memory: Memory, buffer: Value, i: Value) -> Vectors:
 
 
 @traced
-def row_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory | None, q: Memory | None) -> None:
+def row_sums(
+    call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory | None, q: Memory | None, shifted: Value | None
+) -> None:
     """Leave the sums of row i of the tile for `finish`."""
+    if shifted is None:
+        maximum_sums(call, tile, i, x, dense, q)
+        return
+
+    def again() -> State:
+        maximum_sums(call, tile, i, x, dense, q)
+        return ()
+
+    when(~shifted_sum(call, tile, i, x), (), again)
+
+
+def maximum_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory | None, q: Memory | None) -> None:
+    """Leave the sums of row i relative to its maximum."""
 
     def block(k: Value, *state: Value) -> State:
         n = smaller(call.n_classes - k, BLOCK)
@@ -401,11 +471,55 @@ def row_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory | No
         targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
         return sweep(state, logits, targets, n // x.lanes, n % x.lanes, k > 0)
 
-    top, total, ties, *target = loop(0, call.n_classes, BLOCK, nothing(x, q, across=False), block)
+    top, ties, *sums = loop(0, call.n_classes, BLOCK, nothing(x, q, across=False), block)
+    total, *target = split(tuple(sums), x)
     tile.top[i] = top.lane(0).to("f8")
-    tile.rest[i] = total.reduce(add) + (ties.reduce(add).number("f8") - 1.0)
+    tile.rest[i] = sum_of_lanes(total) + (ties.reduce(add).number("f8") - 1.0)
     for field, value in zip((tile.mass, tile.pull), target, strict=False):
-        field[i] = value.reduce(add)
+        field[i] = sum_of_lanes(value)
+
+
+SHIFTED_LIMIT = {"f4": 1e18, "f8": 1e150}
+
+
+def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory) -> Value:
+    """Leave the sums of row i relative to the logit of its label; return whether they are of use.
+
+    No maximum is needed, and no class but the label left out: r is the sum of exp(x_k - x_y) over the others. Where
+    that is large the row has to be done again.
+    """
+    logit = tile.label_logit[i]
+    shift = logit.to(x.real).splat(x.lanes)
+
+    def block(k: Value, *total: Value) -> State:
+        n = smaller(call.n_classes - k, BLOCK)
+        vectors = row_logits(call, tile, i, k, n, x)
+        label = tile.label[i] - k
+
+        def some(first: Value, some: int, live: Value | None, *total: Value) -> State:
+            terms = [
+                exponential(logits - shift, bounded=False) for logits in vectors.load(first, some, live, -math.inf)
+            ]
+            at = label - first * x.lanes
+
+            def without(*_: Value) -> State:
+                kept = [
+                    select(
+                        x.indices().differs((at - index * x.lanes).narrow(8 * x.real_size).splat(x.lanes)), term, 0.0
+                    )
+                    for index, term in enumerate(terms)
+                ]
+                return (in_float64(kept, row=True),)
+
+            (term,) = when(at.within(some * x.lanes), (in_float64(terms, row=True),), without)
+            return accumulate(total, term)
+
+        return each(n // x.lanes, n % x.lanes, total, some)
+
+    rest = sum_of_lanes(loop(0, call.n_classes, BLOCK, no_sum(x, across=False), block))
+    tile.top[i] = logit
+    tile.rest[i] = rest
+    return (rest < SHIFTED_LIMIT[x.real]) & (logit > -math.inf) & (logit < math.inf)
 
 
 @traced
@@ -418,7 +532,7 @@ def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | N
 
         def positions(i: Value) -> State:
             def kept(part: int) -> Value:
-                return tile.kept.at(i * 5 + part * x.lanes)
+                return tile.kept.at(i * 8 + part * x.lanes)
 
             def resume(*start: Value) -> State:
                 return tuple(kept(part).read_like(value) for part, value in enumerate(start))
@@ -433,7 +547,8 @@ def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | N
             state = when(k > 0, nothing(x, q, across=True), resume)
             state = sweep(state, logits, targets, count, None, k > 0)
             when(call.n_classes > FEW, (), keep)
-            top, total, ties, *target = state
+            top, ties, *sums = state
+            total, *target = (pairwise(add, list(each_sum)) for each_sum in split(tuple(sums), x))
             tile.top.at(i).write(top.to("f8"))
             tile.rest.at(i).write(total + (ties.number("f8") - 1.0))
             for field, value in zip((tile.mass, tile.pull), target, strict=False):
@@ -782,4 +897,4 @@ def invoke(entry: Value, call: Value, tile: Value, task: Value) -> None:
     entry.invoke(call, tile, task, *[task.like(0)] * (KERNEL_ARGUMENTS - 3))
 
 
-KERNEL_ARGUMENTS = 9
+KERNEL_ARGUMENTS = 10

@@ -164,12 +164,13 @@ _alive: list[Any] = []
 
 
 def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
-    """Return the types of the kernel's arguments that stand for types: x, dense, q, out, logarithm, across."""
+    """Return the types of the kernel's arguments that stand for types: x, dense, q, out, logarithm, across, shifted."""
     real = "f8" if p.real == np.float64 else "f4"
     dense = types.none if p.dense is None else Stream(_code(p.dense), "f8" if checking else real)
     if checking:
         across = p.dense is not None and _across(p.dense)
-        return types.none, dense, types.none, types.none, types.none, types.int64 if across else types.none
+        return types.none, dense, types.none, types.none, types.none, types.int64 if across else types.none, types.none
+    across = _across(p.logits)
     measure = p.class_vector is not None or p.dense is not None
     return (
         Stream(_code(p.logits), real),
@@ -177,7 +178,8 @@ def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
         Stream(real, real) if measure else types.none,
         types.none if p.out is None else Stream(_code(p.out), real),
         types.int64 if p.output is Output.LOG_SOFTMAX else types.none,
-        types.int64 if _across(p.logits) else types.none,
+        types.int64 if across else types.none,
+        types.int64 if p.labels is not None and not measure and not across and p.z_loss == 0 else types.none,
     )
 
 
