@@ -1,4 +1,4 @@
-# cython: boundscheck=False, wraparound=False, freethreading_compatible=False
+# cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=False
 """The C core as Python calls it: a Problem becomes the record of fastce.h, which points into its arrays.
 
 Nothing is validated here, and nothing is copied: the front end saw to both.
@@ -7,7 +7,13 @@ Nothing is validated here, and nothing is copied: the front end saw to both.
 cimport numpy as cnp
 from libc.string cimport memset
 
+from cpython.object cimport PyObject
+
 from fastce.c_api cimport *
+
+cdef extern from "Python.h":
+    int PyContextVar_Get(object var, PyObject *default_value, PyObject **value) except -1
+    void Py_DECREF(PyObject *value)
 
 cnp.import_array()
 
@@ -123,6 +129,70 @@ def run(problem not None, bytes isa, int num_threads):
     with nogil:
         status = fastce_run(&record, name, num_threads, &totals)
     return finish(status, &totals)
+
+
+cdef tuple quick_defaults = ()
+cdef tuple quick_overrides = ()
+cdef bytes quick_isa = b""
+cdef int64_t quick_logits = 0
+
+
+def enable_quick(tuple defaults not None, tuple overrides not None, bytes isa not None, int64_t most_logits):
+    """Say what `quick` takes for granted: the options left out of a call, context variables at None, the ISA, and how
+    many float32 logits one thread does on its own."""
+    global quick_defaults, quick_overrides, quick_isa, quick_logits
+    quick_defaults, quick_overrides, quick_isa, quick_logits = defaults, overrides, isa, most_logits
+
+
+def quick(logits, target, *options):
+    """The mean loss of a small batch of plain arrays without any option, or None: then the general path does it.
+
+    That path would come to the same kernel with the same problem; this one only asks less on the way. Whatever is not
+    as plain as can be, and every error, is left to it.
+    """
+    cdef fastce_problem record
+    cdef fastce_totals totals
+    cdef fastce_status status
+    cdef PyObject *value
+    cdef Py_ssize_t i
+    cdef cnp.ndarray x, y
+    cdef int number
+    cdef const char *isa = quick_isa
+    if len(options) != len(quick_defaults) or type(logits) is not cnp.ndarray or type(target) is not cnp.ndarray:
+        return None
+    for i in range(len(quick_defaults)):
+        if <PyObject *>options[i] != <PyObject *>quick_defaults[i]:
+            return None
+    for i in range(len(quick_overrides)):
+        PyContextVar_Get(quick_overrides[i], NULL, &value)
+        if value == NULL:
+            return None
+        Py_DECREF(value)
+        if value != <PyObject *>None:
+            return None
+    x, y = logits, target
+    number = cnp.PyArray_TYPE(x)
+    if cnp.PyArray_NDIM(x) != 2 or cnp.PyArray_NDIM(y) != 1 or cnp.PyArray_DIM(x, 0) != cnp.PyArray_DIM(y, 0):
+        return None
+    if not (number == cnp.NPY_FLOAT or number == cnp.NPY_DOUBLE) or not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(y)):
+        return None
+    if cnp.PyArray_SIZE(x) == 0 or cnp.PyArray_SIZE(x) * (2 if number == cnp.NPY_DOUBLE else 1) > quick_logits:
+        return None
+    memset(&record, 0, sizeof(fastce_problem))
+    record.output = FASTCE_LOSS
+    record.target_kind = FASTCE_LABELS
+    record.n_axes = 1
+    record.shape = <const int64_t *>cnp.PyArray_DIMS(x)
+    record.n_classes = cnp.PyArray_DIM(x, 1)
+    fill(&record.logits, x, True)
+    fill(&record.target, y, False)
+    record.target_scale = 1
+    record.grad_scale = 1
+    record.has_ignore_index = cnp.PyTypeNum_ISSIGNED(cnp.PyArray_TYPE(y))
+    record.ignore_index = -100
+    with nogil:
+        status = fastce_run(&record, isa, 1, &totals)
+    return totals.loss / totals.weight if status == FASTCE_OK and totals.weight > 0 else None
 
 
 def kernel_name(problem not None):

@@ -223,6 +223,24 @@ def cross_entropy(
     Traceback (most recent call last):
     IndexError: target: label 3 at index (1,) is out of range for 3 classes
     """
+    # In the order of the signature, as `_DEFAULTS` are.
+    small = _pipeline.quick(
+        logits,
+        target,
+        axis,
+        weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        reduction,
+        denominator,
+        base,
+        backend,
+        num_threads,
+    )
+    if small is not None:
+        return small
     request = _inputs.loss_request(
         logits,
         target,
@@ -236,7 +254,13 @@ def cross_entropy(
         denominator=denominator,
         base=base,
     )
-    return _pipeline.loss(request, backend, num_threads)
+    loss = _pipeline.loss(request, backend, num_threads)
+    _pipeline.settle_quick(_DEFAULTS)
+    return loss
+
+
+_DEFAULTS = tuple((cross_entropy.__kwdefaults__ or {}).values())
+"""The very objects that omitted options are."""
 
 
 def cross_entropy_with_grad(

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastce import _backends, _inputs, _settings, _threads
-from fastce._problem import Array, Problem, Totals
+from fastce._problem import Array, Output, Problem, Totals
 from fastce.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -66,6 +66,29 @@ class Chosen(NamedTuple):
     why_threads: str
     limit: int
     """Threads the call might have, before the amount of work was looked at."""
+
+
+def _no_quick(logits: Any, target: Any, *options: Any) -> float | None:
+    return None
+
+
+quick = _no_quick
+"""What `cross_entropy` tries first: the loss of a small plain call, or None. Nothing until the first call has settled
+the environment and loaded the C core, then its own function if it is what "auto" means."""
+
+
+def settle_quick(defaults: tuple[Any, ...]) -> None:
+    """Let small calls with all options at these defaults go straight to the C core, if that is where they would go."""
+    global quick
+    name = _settings.environment().backend or "auto"
+    if quick is not _no_quick or name not in ("auto", "cython") or _backends.why_not("cython"):
+        return
+    from fastce import _core
+    from fastce._backends import cython
+
+    isa = cython.default_isa().encode()
+    _core.enable_quick(defaults, _settings.OVERRIDES, isa, _threads.most_logits_of_one_thread(Output.LOSS))
+    quick = _core.quick
 
 
 def loss(request: Request, backend: str, num_threads: int | None) -> float | Array:

@@ -57,6 +57,11 @@ def threads_for(problem: Problem, limit: int) -> int:
     return max(1, min(limit, int(estimate(problem) / SECONDS_PER_THREAD)))
 
 
+def most_logits_of_one_thread(output: Output) -> int:
+    """Return up to how many float32 logits, or half as many of float64, a problem gets one thread whatever the limit."""
+    return math.ceil(2 * SECONDS_PER_THREAD / SECONDS_PER_LOGIT[output]) - 1
+
+
 def cgroup_quota(root: str = "/") -> float | None:
     """Return how many CPUs' time the control groups of this process allow, or None where they do not limit it."""
     from pathlib import Path  # slow to import, needed once

@@ -33,11 +33,12 @@ def isa() -> str:
     ValueError
         For one that is unknown or that this processor does not run.
     """
-    return _settings.current_variant() or _chosen_isa()
+    return _settings.current_variant() or default_isa()
 
 
 @functools.lru_cache(maxsize=1)
-def _chosen_isa() -> str:
+def default_isa() -> str:
+    """Return the ISA in use where no test forces one."""
     usable = variants()
     asked = _settings.environment().isa
     if asked is not None and asked not in usable:
