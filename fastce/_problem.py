@@ -16,6 +16,7 @@ whatever else is expressible through q were folded into these three by the front
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ class Problem:
     row_values: Array | None = None
     """(rows,): contiguous; receives each row's loss (lse for LSE). float64 for float64 logits, else float32."""
     out: Array | None = None
-    """(\\*positions, classes): receives the gradient or the probabilities; native byte order or not; may be the logits."""
+    """(\\*positions, classes): receives the gradient or the probabilities, in either byte order; may be the logits."""
     grad_scale: float = 1.0
     """Multiplies the gradient, with grad_output."""
     grad_output: Array | None = None
@@ -78,7 +79,7 @@ class Problem:
 
     @property
     def n_rows(self) -> int:
-        return int(np.prod(self.positions, dtype=np.int64))
+        return math.prod(self.positions)
 
     @property
     def real(self) -> np.dtype[Any]:

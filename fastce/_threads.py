@@ -58,7 +58,7 @@ def threads_for(problem: Problem, limit: int) -> int:
 
 
 def most_logits_of_one_thread(output: Output) -> int:
-    """Return up to how many float32 logits, or half as many of float64, a problem gets one thread whatever the limit."""
+    """Return up to how many float32 logits, or half of it float64, a problem gets one thread whatever the limit."""
     return math.ceil(2 * SECONDS_PER_THREAD / SECONDS_PER_LOGIT[output]) - 1
 
 
