@@ -20,6 +20,7 @@ IN_BOTH = [
     "fastce/include/fastce.h",
     "fastce/data/digits_logits.npy",
     "fastce/data/digits_labels.npy",
+    "fastce/data/README.md",
 ]
 IN_SDIST = [
     *IN_BOTH,
