@@ -72,54 +72,34 @@ static void write_values(const rows *r, const results *s) {
     }
 }
 
-/* Gradients of rows: factor exp(x_k - max) + q_factor q_k / s, but where x_k is the maximum the same without cancellation,
+/* Gradient of a row: factor exp(x_k - max) + q_factor q_k / s, but where x_k is the maximum the same without cancellation,
  * (Q - q_k) p - q_k (1 - p) with 1 - p = r / (1 + r): (total - q_k / s) share + q_k / s lost + pull. At the label at_label
  * stands for either. */
-typedef struct gradients {
-    real factor[VISIT_ROWS], q_factor[VISIT_ROWS];
-    real total[VISIT_ROWS], share[VISIT_ROWS], lost[VISIT_ROWS], pull[VISIT_ROWS];
-    real at_label[VISIT_ROWS];
-} gradients;
+typedef struct gradient {
+    real factor, at_label;
+    real q_factor, total, share, lost, pull; /* where q is more than a label */
+} gradient;
 
-static INLINE void find_gradients(const task *t, const rows *r, const results *s, bool plain, int64_t begin,
-                                  int64_t end, gradients *g) {
+static INLINE gradient gradient_of_row(const task *t, const rows *r, const results *s, int64_t i) {
     const fastce_problem *q = t->problem;
-    if (q->target_kind == FASTCE_NO_TARGET) {
-        for (int64_t i = begin; i < end; i++) g->factor[i] = q->output == FASTCE_SOFTMAX ? 1 / (1 + s->rest[i]) : 1;
-        return;
-    }
-    if (plain) { /* all of q on the label, which served as maximum: the same operations, less what is 0 */
-        for (int64_t i = begin; i < end; i++) {
-            double rest = (double)s->rest[i], scale = r->grad_scale[i], mass = r->label_mass[i], top = 1 / (1 + rest);
-            g->factor[i] = (real)(scale * mass * top);
-            g->at_label[i] = (real)(scale * -(mass * (rest * top)));
-        }
-        return;
-    }
-    double z_part[VISIT_ROWS], on_label[VISIT_ROWS];
-    for (int64_t i = begin; i < end; i++) z_part[i] = 0;
-    for (int64_t i = begin; i < end; i++) on_label[i] = r->label_mass[i];
-    if (q->z_loss != 0)
-        for (int64_t i = begin; i < end; i++)
-            z_part[i] = 2 * (double)s->z[i] * ((double)s->max[i] + (double)s->log_total[i]);
-    if (q->class_vector && q->target_kind == FASTCE_LABELS)
-        for (int64_t i = begin; i < end; i++)
-            if (r->label[i] >= 0) on_label[i] += r->weight[i] * q->class_vector[r->label[i]];
-    for (int64_t i = begin; i < end; i++) {
-        double rest = (double)s->rest[i], scale = r->grad_scale[i], mass = s->mass[i], top = 1 / (1 + rest);
-        double at_max = (mass - on_label[i] + z_part[i]) * top - on_label[i] * (rest * top);
-        double below = (mass + z_part[i]) * ((double)s->label_exp[i] * top) - on_label[i];
-        g->factor[i] = (real)(scale * (mass + z_part[i]) * top);
-        g->at_label[i] = (real)(scale * (s->label_logit[i] == s->max[i] ? at_max : below));
-    }
-    if (!q->class_vector && q->target_kind == FASTCE_LABELS) return;
-    for (int64_t i = begin; i < end; i++) {
-        double rest = (double)s->rest[i], scale = r->grad_scale[i], weight = r->weight[i], top = 1 / (1 + rest);
-        bool dense = q->target_kind == FASTCE_DENSE;
-        g->q_factor[i] = (real)(-scale * weight);
-        g->total[i] = (real)(dense ? s->unit_mass[i] : r->label_mass[i] / weight + t->q_vector_sum);
-        g->share[i] = (real)(scale * weight * top);
-        g->lost[i] = (real)(-scale * weight * (rest * top));
-        g->pull[i] = (real)(scale * z_part[i] * top);
-    }
+    if (q->target_kind == FASTCE_NO_TARGET)
+        return (gradient){.factor = q->output == FASTCE_SOFTMAX ? 1 / (1 + s->rest[i]) : 1};
+    bool labels = q->target_kind == FASTCE_LABELS, vector = q->class_vector != NULL;
+    double rest = (double)s->rest[i], top = 1 / (1 + rest), scale = r->grad_scale[i], weight = r->weight[i];
+    double mass = s->mass[i], on_label = labels ? r->label_mass[i] : 0, z_part = 0;
+    if (q->z_loss != 0) z_part = 2 * (double)s->z[i] * ((double)s->max[i] + (double)s->log_total[i]);
+    if (labels && vector && r->label[i] >= 0) on_label += weight * q->class_vector[r->label[i]];
+    double at_max = (mass - on_label + z_part) * top - on_label * (rest * top);
+    double below = (mass + z_part) * ((double)s->label_exp[i] * top) - on_label;
+    gradient g = {
+        .factor = (real)(scale * (mass + z_part) * top),
+        .at_label = (real)(scale * (s->label_logit[i] == s->max[i] ? at_max : below)),
+    };
+    if (labels && !vector) return g;
+    g.q_factor = (real)(-scale * weight);
+    g.total = (real)(labels ? r->label_mass[i] / weight + t->q_vector_sum : s->unit_mass[i]);
+    g.share = (real)(scale * weight * top);
+    g.lost = (real)(-scale * weight * (rest * top));
+    g.pull = (real)(scale * z_part * top);
+    return g;
 }

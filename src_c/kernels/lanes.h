@@ -261,6 +261,33 @@ static bool reduce_by_label(const task *t, const rows *r, lane_state *a, lane_sc
     return false;
 }
 
+/* Gradients of the rows of a visit, field by field. */
+typedef struct gradients {
+    real factor[VISIT_ROWS], at_label[VISIT_ROWS];
+    real q_factor[VISIT_ROWS], total[VISIT_ROWS], share[VISIT_ROWS], lost[VISIT_ROWS], pull[VISIT_ROWS];
+} gradients;
+
+static void find_gradients(const task *t, const rows *r, const results *s, bool plain, gradients *g) {
+    if (plain) { /* all of q on the label, which served as maximum: the same operations, less those with 0 */
+        for (int64_t i = 0; i < r->count; i++) {
+            double rest = (double)s->rest[i], scale = r->grad_scale[i], mass = r->label_mass[i], top = 1 / (1 + rest);
+            g->factor[i] = (real)(scale * mass * top);
+            g->at_label[i] = (real)(scale * -(mass * (rest * top)));
+        }
+        return;
+    }
+    for (int64_t i = 0; i < r->count; i++) {
+        gradient one = gradient_of_row(t, r, s, i);
+        g->factor[i] = one.factor;
+        g->at_label[i] = one.at_label;
+        g->q_factor[i] = one.q_factor;
+        g->total[i] = one.total;
+        g->share[i] = one.share;
+        g->lost[i] = one.lost;
+        g->pull[i] = one.pull;
+    }
+}
+
 /* Gradient or probabilities of a group of rows over a block of classes. */
 static INLINE void write_group(const task *t, const rows *r, block_of_lanes x, const real *q_vector, const real *q_tile,
                                const gradients *g, int64_t row, const lane_state *a, char *to, ptrdiff_t to_stride) {
@@ -313,7 +340,7 @@ static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratc
             v_store(&s->label_exp[i], e);
         }
     }
-    find_gradients(t, r, s, plain, 0, r->count, &g);
+    find_gradients(t, r, s, plain, &g);
     for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
         block_of_lanes x = get_lanes(t, r, first, direct, w);
         const real *vector = t->q_vector && !dense ? (const real *)t->q_vector + first : NULL;

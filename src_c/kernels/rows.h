@@ -316,13 +316,8 @@ static INLINE max_result max_and_rest(const task *t, const char *row, const char
     return s;
 }
 
-/* One row of gradients. */
-typedef struct row_gradient {
-    real factor, q_factor, total, share, lost, pull;
-} row_gradient;
-
 /* The gradient from the exponentials of a block, which are shifted by the row's maximum where at_max. */
-static INLINE vec scaled(vec e, const real *q, int64_t n, const row_gradient *g, bool at_max) {
+static INLINE vec scaled(vec e, const real *q, int64_t n, const gradient *g, bool at_max) {
     vec x = v_mul(v_set1(g->factor), e);
     if (!q) return x;
     vec qs = n < LANES ? v_load_first(q, n, v_set1(0)) : v_load(q);
@@ -333,8 +328,8 @@ static INLINE vec scaled(vec e, const real *q, int64_t n, const row_gradient *g,
 }
 
 /* Writes a block of a gradient, or of probabilities; in whole lines past the cache where it streams. */
-static INLINE void write_block_as(char *out, const real *e, const real *q, const row_gradient *g, bool at_max,
-                                  int64_t n, fastce_dtype storage, bool stream) {
+static INLINE void write_block_as(char *out, const real *e, const real *q, const gradient *g, bool at_max, int64_t n,
+                                  fastce_dtype storage, bool stream) {
     const ptrdiff_t size = storage_size(storage);
     int64_t i = 0, head = stream ? (int64_t)(-(uintptr_t)out % 64) / size : 0;
     while (i < head && i < n) {
@@ -352,7 +347,7 @@ static INLINE void write_block_as(char *out, const real *e, const real *q, const
     }
 }
 
-static INLINE void write_block(char *out, const real *e, const real *q, const row_gradient *g, bool at_max, int64_t n,
+static INLINE void write_block(char *out, const real *e, const real *q, const gradient *g, bool at_max, int64_t n,
                                fastce_dtype storage, bool stream) {
     if (q)
         write_block_as(out, e, q, g, at_max, n, storage, stream);
@@ -384,15 +379,13 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
     bool log_softmax = q->output == FASTCE_LOG_SOFTMAX;
     if (log_softmax || q->z_loss != 0) s->log_total[i] = first_lane(v_log1p(v_set1(s->rest[i])));
     real log_total = s->log_total[i];
-    gradients all = {{0}, {0}, {0}, {0}, {0}, {0}, {0}};
     s->label_exp[i] = label < 0 ? 0 : s->label_logit[i] == max ? 1 : exp_one(s->label_logit[i] - max);
-    find_gradients(t, r, s, false, i, i + 1, &all);
-    row_gradient g = {all.factor[i], all.q_factor[i], all.total[i], all.share[i], all.lost[i], all.pull[i]};
+    const gradient g = gradient_of_row(t, r, s, i);
     bool stream = t->stream && (uintptr_t)out % (uintptr_t)storage_size(storage) == 0;
     for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
         int64_t n = q->n_classes - first < BLOCK_CLASSES ? q->n_classes - first : BLOCK_CLASSES;
         const real *e = w->kept + first, *qs = t->q_vector ? (const real *)t->q_vector + first : NULL;
-        row_gradient block_gradient = g;
+        gradient block_gradient = g;
         bool at_max = true;
         if (log_softmax) {
             write_log_block(w->out, get_block(&q->logits, row, first, q->n_classes, direct, w->x), max, log_total,
@@ -415,7 +408,7 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
         }
     }
     if (q->output == FASTCE_GRAD && label >= 0)
-        scatter(out + label * q->out.class_stride, 0, &all.at_label[i], 1, q->out.dtype, q->out.byte_swapped);
+        scatter(out + label * q->out.class_stride, 0, &g.at_label, 1, q->out.dtype, q->out.byte_swapped);
 }
 
 static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char *scratch, bool direct,
