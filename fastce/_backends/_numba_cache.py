@@ -7,8 +7,8 @@ Here the file's name is a digest of all that the code depends on, and whatever g
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import os
 import pickle
 import tempfile
 from pathlib import Path
@@ -23,35 +23,44 @@ SOURCES = ("_numba_kernels.py", "_numba_lanes.py", "_numba_math.py")
 
 
 class Cache:
-    """What a Numba dispatcher asks of its cache, in Numba's words."""
+    """What a Numba dispatcher asks of its cache, in Numba's words.
+
+    Raises
+    ------
+    OSError, RuntimeError
+        Where no folder can be written, or the sources cannot be read.
+    """
 
     def __init__(self, function: Any, options: dict[str, Any]) -> None:
-        self._store = CompileResultCacheImpl(function)  # RuntimeError where no folder can be written
+        self._store = CompileResultCacheImpl(function)
         self.cache_path = self._store.locator.get_cache_path()
-        folder = Path(__file__).parent
-        parts = [numba.__version__, llvmlite.__version__, str(sorted(options.items()))]
-        parts += [(folder / name).read_text("utf-8") for name in SOURCES]
+        parts = [numba.__version__, llvmlite.__version__, function.__qualname__, str(sorted(options.items()))]
+        parts += [Path(__file__).with_name(name).read_text("utf-8") for name in SOURCES]
         self._dependencies = "\0".join(parts)
 
     def load_overload(self, signature: Any, context: Any) -> Any:
+        """Return what was saved, or None."""
         try:
             payload = pickle.loads(self._path(signature, context.codegen()).read_bytes())
             context.refresh()
             return self._store.rebuild(context, payload)
-        except Exception:
+        except Exception:  # a damaged file can raise anything
             return None
 
     def save_overload(self, signature: Any, result: Any) -> None:
-        if not self._store.check_cachable(result):
-            return
-        try:
+        """Save what was compiled, whole or not at all."""
+        with contextlib.suppress(OSError):
             self._store.locator.ensure_cache_path()
             path = self._path(signature, result.codegen)
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                file.write(dumps(self._store.reduce(result)))
-            os.replace(file.name, path)
-        except OSError:
-            return
+                temporary = Path(file.name)
+                try:
+                    file.write(dumps(self._store.reduce(result)))
+                    file.flush()
+                    temporary.replace(path)
+                except BaseException:
+                    temporary.unlink()
+                    raise
 
     def enable(self) -> None:
         """Do nothing: it is always enabled."""

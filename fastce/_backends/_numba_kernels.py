@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import njit, prange
 
 from fastce._backends import _numba_math as vector
-from fastce._backends._numba_math import GRAD_OUTPUT, LABELS, ROW, SAMPLE_WEIGHT, TILE
+from fastce._backends._numba_math import LABELS
 
 
 def tasks(entry: Any, call: Any, scratch: Any, size: Any, count: Any) -> None:
@@ -34,9 +33,10 @@ def kernel(
         end = min(position + call.block_rows, call.n_rows)
         while position < end:
             n = min(call.tile, end - position, vector.locate(call, tile, position))
-            bad = min(bad, read_rows(call, tile, n))
+            vector.read_rows(call, tile, n)
             if dense is not None:
-                bad = min(bad, vector.failing(call, tile, n, dense, across))
+                vector.check_dense(call, tile, n, dense, across)
+            bad = min(bad, vector.first_bad(call, tile, n))
             if x is not None:
                 measure(call, tile, n, x, dense, q, across, shifted)
             if out is not None:
@@ -54,10 +54,7 @@ def kernel(
 @njit(forceinline=True)
 def measure(call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, across: Any, shifted: Any) -> None:
     """Sweep the classes of a tile."""
-    if call.start[LABELS] != 0:
-        for i in range(n):
-            if tile.sample[i] > 0.0:
-                vector.get_label(call, tile, i, x, q)
+    vector.get_labels(call, tile, n, x, q)
     if across is None:
         for i in range(n):
             if tile.sample[i] > 0.0:
@@ -86,71 +83,3 @@ def output(call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, out: Any, l
         for i in range(n):
             if tile.sample[i] > 0.0:
                 vector.put_label(call, tile, i, out)
-
-
-@njit(forceinline=True)
-def read_rows(call: Any, tile: Any, n: Any) -> Any:
-    """Read what labels and weights say of a tile's rows; return the first bad row, or the number of rows."""
-    bad = call.n_rows
-    for i in range(n):
-        tile.sample[i] = 1.0
-        tile.scale[i] = call.grad_scale
-    for i in range(n, min(n + 16, TILE)):  # finish works on whole vectors
-        tile.sample[i] = 0.0
-        tile.weight[i] = 0.0
-    if call.start[SAMPLE_WEIGHT] != 0:
-        for i in range(n):
-            s = real_at(tile.at[SAMPLE_WEIGHT] + i * call.inner[SAMPLE_WEIGHT], call.sample_wide)
-            if not 0.0 <= s < np.inf:
-                bad = min(bad, tile.at[ROW] + i * call.inner[ROW])
-                s = 0.0
-            tile.sample[i] = s
-    if call.start[GRAD_OUTPUT] != 0:
-        for i in range(n):
-            tile.scale[i] *= real_at(tile.at[GRAD_OUTPUT] + i * call.inner[GRAD_OUTPUT], call.output_wide)
-    if call.start[LABELS] != 0:
-        bad = min(bad, read_labels(call, tile, n))
-    for i in range(n):
-        tile.weight[i] = tile.sample[i]
-        tile.label_mass[i] = 0.0 if call.start[LABELS] == 0 else call.target_scale
-        tile.label_logit[i] = 0.0
-        tile.label_vector[i] = 0.0
-    if call.start[LABELS] != 0 and call.class_weight != 0:
-        for i in range(n):
-            weight = vector.double_at(call.class_weight + 8 * tile.label[i])
-            tile.label_mass[i] *= weight
-            tile.weight[i] *= weight
-    return bad
-
-
-@njit(forceinline=True)
-def read_labels(call: Any, tile: Any, n: Any) -> Any:
-    """Read labels of any integer dtype once and check them; those of ignored rows become 0."""
-    bad = call.n_rows
-    unused = 64 - call.label_bits
-    for i in range(n):
-        place = tile.at[LABELS] + i * call.inner[LABELS]
-        if call.label_bits == 64:
-            label = vector.label_at(place, 64, call.label_swapped)
-        elif call.label_bits == 32:
-            label = vector.label_at(place, 32, call.label_swapped)
-        elif call.label_bits == 16:
-            label = vector.label_at(place, 16, call.label_swapped)
-        else:
-            label = vector.label_at(place, 8, call.label_swapped)
-        if call.label_signed:
-            label = (label << unused) >> unused
-        if call.can_ignore and label == call.ignore_index:
-            tile.sample[i] = 0.0
-            label = 0
-        elif not 0 <= label < call.n_classes:  # as is what uint64 has beyond int64
-            bad = min(bad, tile.at[ROW] + i * call.inner[ROW])
-            tile.sample[i] = 0.0
-            label = 0
-        tile.label[i] = label
-    return bad
-
-
-@njit(forceinline=True)
-def real_at(place: Any, wide: Any) -> Any:
-    return vector.double_at(place) if wide else vector.single_at(place)

@@ -24,7 +24,7 @@ _INT64 = ir.IntType(64)
 _REALS = {"f4": ir.FloatType(), "f8": ir.DoubleType()}
 
 
-class Stream(types.Type):  # type: ignore[misc]
+class Stream(types.Type):
     """The type of an address at which elements of one format lie, to be computed with in float32 or float64.
 
     The format is a kind and size ("f2", "bf2", "f4", "f8", "b1", "i1" ... "u8"), after ">" where the bytes are
@@ -127,7 +127,7 @@ class Value:
     def __invert__(self) -> Value:
         return Value(self.builder, self.builder.not_(self.ir))
 
-    def __lshift__(self, other: int) -> Value:
+    def __lshift__(self, other: Value | int) -> Value:
         return self._binary("shl", "shl", other)
 
     def __rshift__(self, other: int) -> Value:
@@ -183,7 +183,15 @@ class Value:
         """Return integers with at most that many bits."""
         return self._cast("trunc", ir.IntType(width))
 
-    def within(self, stop: int) -> Value:
+    def shift_signed(self, other: Value | int) -> Value:
+        """Shift right, filling with the sign."""
+        return self._binary("ashr", "ashr", other)
+
+    def indices(self, count: int) -> Value:
+        """Return the vector 0, 1, 2, … of integers like this one."""
+        return Value(self.builder, ir.Constant(ir.VectorType(self.ir.type, count), list(range(count))))
+
+    def within(self, stop: Value | int) -> Value:
         """Compare with 0 and a stop: 0 <= self < stop."""
         return Value(self.builder, self.builder.icmp_unsigned("<", self.ir, self.like(stop).ir))
 
@@ -329,8 +337,7 @@ class Memory:
 
     def indices(self) -> Value:
         """Return the vector 0, 1, 2, … of integers as wide as a comparison likes them."""
-        kind = ir.IntType(8 * self.real_size)
-        return Value(self.builder, ir.Constant(ir.VectorType(kind, self.lanes), list(range(self.lanes))))
+        return self.address.integer(0, 8 * self.real_size).indices(self.lanes)
 
     def store(self, address: Value, value: Value, live: Value | None = None) -> None:
         """Write a vector, or the first ``live`` of its elements."""
@@ -382,19 +389,20 @@ class Memory:
 class Items:
     """An array inside a structure while code is written."""
 
-    __slots__ = ("address", "element")
+    __slots__ = ("address", "bits", "integers")
 
-    def __init__(self, address: Value, element: types.Type) -> None:
+    def __init__(self, address: Value, element: Any) -> None:
         self.address = address
-        self.element = element
+        self.bits: int = element.bitwidth
+        self.integers = isinstance(element, types.Integer)
 
     def at(self, index: Value | int) -> Value:
         """Return the address of an element."""
-        return self.address + self.address.like(index) * (self.element.bitwidth // 8)
+        return self.address + self.address.like(index) * (self.bits // 8)
 
     def __getitem__(self, index: Value | int) -> Value:
-        raw = self.at(index).read(self.element.bitwidth)
-        return raw if isinstance(self.element, types.Integer) else raw.from_bits()
+        raw = self.at(index).read(self.bits)
+        return raw if self.integers else raw.from_bits()
 
     def __setitem__(self, index: Value | int, value: Value) -> None:
         self.at(index).write(value)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastce._backends._numba_lanes import (
+    Items,
     Memory,
     State,
     Stream,
@@ -62,8 +63,8 @@ CALL = np.dtype(
         ("size", "i8", MAX_AXES),
         ("stride", "i8", MAX_AXES * OPERANDS),
         ("label_bits", "i8"),
-        ("label_signed", "i8"),
-        ("label_swapped", "i8"),
+        ("label_unused", "i8"),  # bits of an int64 that a sign must fill
+        ("label_swapped", "i8"),  # bytes
         ("can_ignore", "i8"),
         ("ignore_index", "i8"),
         ("sample_wide", "i8"),  # float64, not float32
@@ -81,13 +82,17 @@ CALL = np.dtype(
 )
 """What a kernel is told beside the types of its arguments."""
 
-SUMS = 64
+GROUP = 16
+"""Rows done at once in float64."""
+
+SUMS = 4 * GROUP
 
 SCRATCH = np.dtype(
     [
         ("at", "i8", OPERANDS),  # where the tile starts
         ("label", "i8", TILE),
         # Of each row of the tile: what goes in,
+        ("flag", "f8", TILE),  # 1 where bad
         ("sample", "f8", TILE),  # s; 0 marks an ignored row
         ("scale", "f8", TILE),  # of the gradient
         ("weight", "f8", TILE),  # in the mean's denominator
@@ -301,9 +306,9 @@ def sweep(state: State, x: Vectors, q: Vectors | None, count: Value, live: Value
             x.prefetch(first, some)
         return ties, *accumulate(total, in_float64(terms, row))
 
-    ties, *total = each(count, live, (ties, *total), exponentials)
+    ties, *added = each(count, live, (ties, *total), exponentials)
     if q is None:
-        return top, ties, *total
+        return top, ties, *added
 
     def targets(first: Value, some: int, live: Value | None, *sums: Value) -> State:
         mass, pull = split(sums, x.memory)
@@ -312,7 +317,7 @@ def sweep(state: State, x: Vectors, q: Vectors | None, count: Value, live: Value
         pulls = [select(t > 0.0, t * (shift - logit), 0.0) for t, logit in zip(masses, logits, strict=True)]
         return *accumulate(mass, in_float64(masses, row)), *accumulate(pull, in_float64(pulls, row))
 
-    return top, ties, *total, *each(count, live, (*target[0], *target[1]), targets)
+    return top, ties, *added, *each(count, live, (*target[0], *target[1]), targets)
 
 
 def in_float64(terms: list[Value], row: bool) -> Value:
@@ -488,7 +493,7 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory) -> Value:
     No maximum is needed, and no class but the label left out: r is the sum of exp(x_k - x_y) over the others. Where
     that is large the row has to be done again.
     """
-    logit = tile.label_logit[i]
+    logit: Value = tile.label_logit[i]
     shift = logit.to(x.real).splat(x.lanes)
 
     def block(k: Value, *total: Value) -> State:
@@ -532,7 +537,8 @@ def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | N
 
         def positions(i: Value) -> State:
             def kept(part: int) -> Value:
-                return tile.kept.at(i * 8 + part * x.lanes)
+                items: Items = tile.kept
+                return items.at(i * 8 + part * x.lanes)
 
             def resume(*start: Value) -> State:
                 return tuple(kept(part).read_like(value) for part, value in enumerate(start))
@@ -635,7 +641,7 @@ class Row(NamedTuple):
         return cls(*(get(name) for name in cls._fields))
 
     def write(
-        self, x: Vectors, q: Vectors | None, out: Vectors, count: Value, live: Value | None, logarithm: int | None
+        self, x: Vectors, q: Vectors | None, out: Vectors, count: Value, live: Value | None, logarithm: Value | None
     ) -> None:
         """Write the gradient without the label, probabilities, or their logarithms."""
 
@@ -756,13 +762,35 @@ def put_label(call: Struct, tile: Struct, i: Value, out: Memory) -> None:
 
 
 @traced
-def get_label(call: Struct, tile: Struct, i: Value, x: Memory, q: Memory | None) -> None:
-    """Read what belongs to the label of row i, which has been checked."""
-    label = tile.label[i]
-    place = tile.at[LOGITS] + i * call.inner[LOGITS] + label * call.class_stride[LOGITS]
-    tile.label_logit[i] = x.load_one(place).to("f8")
-    if q is not None:
-        tile.label_vector[i] = q.load_one(call.class_vector + label * q.itemsize).to("f8")
+def get_labels(call: Struct, tile: Struct, n: Value, x: Memory, q: Memory | None) -> None:
+    """Read what belongs to the labels of the tile, which have been checked."""
+    start, inner, stride = tile.at[LOGITS], call.inner[LOGITS], call.class_stride[LOGITS]
+    vector = call.class_vector
+
+    def one(i: Value) -> State:
+        label = tile.label[i]
+
+        def get() -> State:
+            tile.label_logit[i] = x.load_one(start + i * inner + label * stride).to("f8")
+            if q is not None:
+                tile.label_vector[i] = q.load_one(vector + label * q.itemsize).to("f8")
+            return ()
+
+        return when(tile.sample[i] > 0.0, (), get)
+
+    if q is None:
+        tile_zeros(tile.label_vector, n)
+    when(call.start[LABELS].differs(0), (), lambda: loop(0, n, 1, (), one))
+
+
+def tile_zeros(items: Items, n: Value) -> None:
+    zeros = n.number("f8").like(0.0).splat(GROUP)
+
+    def some(i: Value) -> State:
+        items.at(i).write(zeros)
+        return ()
+
+    loop(0, n, GROUP, (), some)
 
 
 @traced
@@ -778,10 +806,122 @@ def put_values(call: Struct, tile: Struct, n: Value, x: Memory) -> None:
     when(call.values > 0, (), lambda: loop(0, n, 1, (), one))
 
 
+def read_reals(wide: Value, to: Items, source: Value, stride: Value, n: Value) -> None:
+    """Read numbers that are float64 if ``wide``, else float32."""
+
+    def reals(bits: int) -> Callable[[], State]:
+        def one(i: Value) -> State:
+            to[i] = (source + i * stride).read(bits).from_bits().to("f8")
+            return ()
+
+        return lambda: loop(0, n, 1, (), one)
+
+    when(wide > 0, (), reals(64))
+    when(wide < 1, (), reals(32))
+
+
+def read_labels(call: Struct, tile: Struct, n: Value) -> None:
+    """Read integers of any dtype once, as int64; what uint64 has beyond becomes negative."""
+    source, stride = tile.at[LABELS], call.inner[LABELS]
+
+    def width(bits: int) -> Callable[[], State]:
+        buffer = tile.logits.at(0)
+
+        def single(i: Value) -> State:
+            (buffer + i * (bits // 8)).write((source + i * stride).read(bits))
+            return ()
+
+        def vectors(i: Value) -> State:
+            raw = (buffer + i * (bits // 8)).read(bits, GROUP)
+            if bits > 8:
+                raw = select(call.label_swapped.splat(GROUP) > 0, raw.call("llvm.bswap"), raw)
+            unused = call.label_unused.splat(GROUP)
+            tile.label.at(i).write((raw.extend(64) << unused).shift_signed(unused))
+            return ()
+
+        def read() -> State:
+            loop(0, n, 1, (), single)
+            return loop(0, n, GROUP, (), vectors)
+
+        return read
+
+    for bits in (8, 16, 32, 64):
+        when(call.label_bits.equals(bits), (), width(bits))
+
+
 @traced
-def failing(call: Struct, tile: Struct, n: Value, dense: Memory, across: Value | None) -> Value:
-    """Return the first of n rows with an element that is not finite or negative; ignore these rows."""
+def read_rows(call: Struct, tile: Struct, n: Value) -> None:
+    """Read what labels and weights say of a tile's rows; flag the bad ones, and ignore them and the ignored ones."""
+    labelled, weighted = call.start[LABELS].differs(0), call.start[SAMPLE_WEIGHT].differs(0)
+    outputs, class_weighted = call.start[GRAD_OUTPUT].differs(0), call.class_weight.differs(0)
+
+    def read(wide: Value, items: Items, operand: int) -> Callable[[], State]:
+        def body() -> State:
+            read_reals(wide, items, tile.at[operand], call.inner[operand], n)
+            return ()
+
+        return body
+
+    def labels() -> State:
+        read_labels(call, tile, n)
+        return ()
+
+    when(weighted, (), read(call.sample_wide, tile.sample, SAMPLE_WEIGHT))
+    when(outputs, (), read(call.output_wide, tile.scale, GRAD_OUTPUT))
+    when(labelled, (), labels)
+    one = call.grad_scale.like(1.0).splat(GROUP)
+    mass = select(labelled, call.target_scale, 0.0).splat(GROUP)
+
+    def check(i: Value) -> State:
+        live = i.indices(GROUP) < (n - i).splat(GROUP)
+        s = select(weighted.splat(GROUP), tile.sample.at(i).read_like(one), one)
+        sound = (s >= 0.0) & (s < math.inf)
+        label = tile.label.at(i)
+        y = select(labelled.splat(GROUP), label.read(64, GROUP), 0)
+        ignored = (call.can_ignore.splat(GROUP) > 0) & y.equals(call.ignore_index.splat(GROUP))
+        inside = y.within(call.n_classes.splat(GROUP))
+        s = select(live & sound & inside & ~ignored, s, 0.0)
+        label.write(select(inside & ~ignored, y, 0))
+        tile.sample.at(i).write(s)
+        tile.weight.at(i).write(s)
+        tile.label_mass.at(i).write(mass)
+        tile.flag.at(i).write(select(live & ~(sound & (inside | ignored)), one, 0.0))
+        scale = call.grad_scale.splat(GROUP)
+        tile.scale.at(i).write(select(outputs.splat(GROUP), scale * tile.scale.at(i).read_like(one), scale))
+        return ()
+
+    def weigh(i: Value) -> State:
+        w = (call.class_weight + tile.label[i] * 8).read(64).from_bits()
+        tile.label_mass[i] = tile.label_mass[i] * w
+        tile.weight[i] = tile.weight[i] * w
+        return ()
+
+    loop(0, n, GROUP, (), check)
+    when(labelled & class_weighted, (), lambda: loop(0, n, 1, (), weigh))
+
+
+@traced
+def first_bad(call: Struct, tile: Struct, n: Value) -> Value:
+    """Return the first flagged row, or the number of rows."""
+    number, inner = tile.at[ROW], call.inner[ROW]
+
+    def any_of(i: Value, flags: Value) -> State:
+        return (maximum(flags, tile.flag.at(i).read_like(flags)),)
+
+    def judge(i: Value, first: Value) -> State:
+        row = number + i * inner
+        return (select((tile.flag[i] > 0.0) & (row < first), row, first),)
+
+    (flags,) = loop(0, n, GROUP, (call.grad_scale.like(0.0).splat(GROUP),), any_of)
+    (first,) = when(flags.reduce(maximum) > 0.0, (call.n_rows,), lambda first: loop(0, n, 1, (first,), judge))
+    return first
+
+
+@traced
+def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Value | None) -> None:
+    """Flag and ignore rows with an element that is not finite or negative."""
     stride, inner = call.class_stride[DENSE], call.inner[DENSE]
+    start = tile.at[DENSE]
 
     def worse(address: Value, live: Value | None, flags: Value) -> Value:
         t = dense.load(address, live)
@@ -790,8 +930,7 @@ def failing(call: Struct, tile: Struct, n: Value, dense: Memory, across: Value |
     def row(i: Value) -> State:
         def block(k: Value, flags: Value) -> State:
             count = smaller(call.n_classes - k, BLOCK)
-            source = tile.at[DENSE] + i * inner + k * stride
-            place = side_by_side(dense, source, stride, count, tile.dense.at(0))
+            place = side_by_side(dense, start + i * inner + k * stride, stride, count, tile.dense.at(0))
 
             def some(first: Value, some: int, live: Value | None, flags: Value) -> State:
                 for index in range(some):
@@ -801,37 +940,29 @@ def failing(call: Struct, tile: Struct, n: Value, dense: Memory, across: Value |
             return each(count // dense.lanes, count % dense.lanes, (flags,), some)
 
         (flags,) = loop(0, call.n_classes, BLOCK, (dense.constant(0.0),), block)
-        tile.value[i] = flags.reduce(maximum).to("f8")
+        tile.flag[i] = maximum(tile.flag[i], flags.reduce(maximum).to("f8"))
         return ()
 
     def one_class(k: Value) -> State:
-        copy(dense, tile.dense.at(0), n.like(dense.itemsize), tile.at[DENSE] + k * stride, inner, n)
+        copy(dense, tile.dense.at(0), n.like(dense.itemsize), start + k * stride, inner, n)
 
         def positions(i: Value) -> State:
-            flags = tile.value.at(i)
+            flags = tile.flag.at(i)
             so_far = flags.read(64, dense.lanes).from_bits().to(dense.real)
             flags.write(worse(tile.dense.at(0) + i * dense.itemsize, None, so_far).to("f8"))
             return ()
 
         return loop(0, n, dense.lanes, (), positions)
 
-    def clean(i: Value) -> State:
-        tile.value.at(i).write(dense.constant(0.0).to("f8"))
+    def ignore(i: Value) -> State:
+        tile.sample[i] = select(tile.flag[i] > 0.0, tile.sample[i].like(0.0), tile.sample[i])
         return ()
-
-    def judge(i: Value, first: Value) -> State:
-        bad = tile.value[i] > 0.0
-        tile.sample[i] = select(bad, tile.sample[i].like(0.0), tile.sample[i])
-        number = tile.at[ROW] + i * call.inner[ROW]
-        return (select(bad & (number < first), number, first),)
 
     if across is None:
         loop(0, n, 1, (), row)
     else:
-        loop(0, n, dense.lanes, (), clean)
         loop(0, call.n_classes, 1, (), one_class)
-    (first,) = loop(0, n, 1, (call.n_rows,), judge)
-    return first
+    loop(0, n, 1, (), ignore)
 
 
 @traced
@@ -848,7 +979,7 @@ def locate(call: Struct, tile: Struct, position: Value) -> Value:
         return (rest // size,)
 
     loop(0, call.axes, 1, (position,), axis)
-    innermost = call.size[call.axes - 1]
+    innermost: Value = call.size[call.axes - 1]
     return innermost - position % innermost
 
 
@@ -872,23 +1003,6 @@ def end_block(call: Struct, tile: Struct, block: Value, bad: Value) -> None:
         for part, value in enumerate((high, low)):
             (answer + 8 * (2 * which + part)).write(value.lane(0))
     (answer + 32).write(bad)
-
-
-@traced
-def label_at(address: Value, bits: int, swapped: Value) -> Value:
-    """Return the integer at an address, as if unsigned, its bytes turned round if ``swapped`` is 1."""
-    raw = address.read(bits)
-    return (raw if bits == 8 else select(swapped > 0, raw.call("llvm.bswap"), raw)).extend(64)
-
-
-@traced
-def double_at(address: Value) -> Value:
-    return address.read(64).from_bits()
-
-
-@traced
-def single_at(address: Value) -> Value:
-    return address.read(32).from_bits().to("f8")
 
 
 @traced

@@ -7,6 +7,7 @@ inside (workqueue) or when used in a forked child (omp). The kernels are in _num
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -150,10 +151,8 @@ def _kernel(kinds: tuple[Any, ...]) -> int:
 
 def _compiled(function: Any, arguments: tuple[Any, ...], **options: Any) -> Any:
     dispatcher = numba.njit(nogil=True, **options)(function)
-    try:
+    with contextlib.suppress(OSError, RuntimeError):  # compiled anew in each process where nothing can be written
         dispatcher._cache = _numba_cache.Cache(function, options)
-    except (OSError, RuntimeError):  # no folder to write to, no source to read
-        pass
     result = dispatcher.get_compile_result(types.void(*arguments))
     _alive.append(dispatcher)
     return result
@@ -202,7 +201,7 @@ def _describe_call(p: Problem, checking: bool) -> tuple[Array, Array, list[Array
     call["target_scale"], call["z_loss"], call["grad_scale"] = p.target_scale, p.z_loss, p.grad_scale
     if p.labels is not None:
         call["label_bits"] = 8 * p.labels.itemsize
-        call["label_signed"] = p.labels.dtype.kind == "i"
+        call["label_unused"] = 64 - 8 * p.labels.itemsize if p.labels.dtype.kind == "i" else 0
         call["label_swapped"] = not p.labels.dtype.isnative
         if p.ignore_index is not None:
             call["can_ignore"] = 1
