@@ -12,7 +12,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "src_c"
 TEXT = {".c", ".h", ".py", ".pyi", ".pyx", ".pxd", ".md", ".toml", ".cfg", ".yaml", ".yml", ".in", ".json", ""}
-MARKS = ["TODO", "FIXME", "XXX"]
 
 
 def tracked() -> list[Path]:
@@ -69,7 +68,7 @@ def test_isa_files_are_small() -> None:
 
 
 def test_nothing_is_left_to_do() -> None:
-    mark = re.compile(rf"\b({'|'.join(MARKS)})\b")
+    mark = re.compile(r"\b(TOD[O]|FIXM[E]|XX[X])\b")  # brackets, so as not to find this line
     assert [str(path.relative_to(ROOT)) for path, text in texts() if mark.search(text)] == []
 
 

@@ -78,7 +78,7 @@ def test_the_maximum_at_several_positions(
         x[0], x[1, 0], x[1, -1] = -8, -8, -8
         for y in (x.argmax(1), n_classes - 1 - x[:, ::-1].argmax(1), x.argmin(1)):
             agree(engine, x.T.copy() if strided else x, y, axis=0 if strided else -1, reduction="none")
-        hot = np.eye(n_classes)[x.argmax(1)]
+        hot = np.eye(n_classes, dtype=np.float32)[x.argmax(1)]
         agree(engine, x, hot, reduction="none")
 
 
@@ -156,14 +156,14 @@ def test_shape_3_1_1(engine: Engine, dtype: DType) -> None:
     agree(engine, x, np.zeros((3, 1), int), reduction="none")
     agree(engine, x, np.zeros((3, 1), int), axis=1)
     agree(engine, x, np.array([[2]]), axis=0, reduction="none")
-    agree(engine, x, np.ones((3, 1, 1)), axis=0)
+    agree(engine, x, np.ones((3, 1, 1), np.float32), axis=0)
 
 
 def test_probabilities_of_exactly_0_and_1(engine: Engine, dtype: DType) -> None:
     """A dense target of exactly 0 and 1 on a softmax of exactly 0 and 1: 0 or the gap, never NaN."""
     gap = 1e4
     x = np.array([[gap, 0.0], [0.0, gap]]).astype(dtype)
-    t = np.array([[1.0, 0.0], [1.0, 0.0]])
+    t = np.array([[1, 0], [1, 0]], np.float32)
     want = agree(engine, x, t, reduction="none")
     assert want.value.tolist() == [0, gap] or abs(float(want.value[1]) / gap - 1) < 0.01
     agree(engine, x, np.array([0, 0]), reduction="none")
