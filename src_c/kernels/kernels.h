@@ -9,9 +9,9 @@
 
 #include "finish.h"
 
-#include "rows.h"
-
 #include "tile.h"
+
+#include "rows.h"
 
 #include "lanes.h"
 

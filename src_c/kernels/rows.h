@@ -1,7 +1,7 @@
 /* Rows of vectors: neighbouring classes fill a vector, one row at a time, block by block, so that memory is read once.
  * For long rows whose classes are neighbours in memory. */
 
-enum { PREFETCH_BYTES = 1024 };
+enum { PREFETCH_BYTES = 1024, STAGED_REALS = 1 << 14 };
 
 /* A block of a row as vectors load it: where it lies, or copied. */
 typedef struct block {
@@ -226,16 +226,22 @@ static const real *get_dense_block(const task *t, const char *row, int64_t first
 /* Scratch of the kernel: exponentials of a row, the shift of each of its blocks, and a block of x, q and output. */
 typedef struct row_scratch {
     real *kept, *shifts, *x, *q, *out;
+    real *staged; /* rows on their way out together, NULL where each goes out by itself */
+    int64_t staged_rows;
 } row_scratch;
 
 static size_t kept_classes(int64_t n_classes) {
     return n_classes <= KEPT_CLASSES ? (size_t)(n_classes + GROUP) / GROUP * GROUP : 0;
 }
 
+/* Short rows that leave past the cache gather until they fill many whole lines. */
+static bool rows_are_staged(const task *t) { return t->stream && t->problem->n_classes <= BLOCK_CLASSES; }
+
 static size_t rows_scratch_bytes(const task *t) {
     int64_t classes = t->problem->n_classes;
     size_t kept = t->problem->out.data ? kept_classes(classes) : 0;
-    return (kept + (size_t)(kept / BLOCK_CLASSES + 1) + 3 * (BLOCK_CLASSES + GROUP)) * sizeof(real) + 64;
+    size_t staged = rows_are_staged(t) ? STAGED_REALS : 0;
+    return (kept + (size_t)(kept / BLOCK_CLASSES + 1) + 3 * (BLOCK_CLASSES + GROUP) + staged) * sizeof(real) + 64;
 }
 
 static row_scratch lay_out_rows(const task *t, char *scratch) {
@@ -245,8 +251,18 @@ static row_scratch lay_out_rows(const task *t, char *scratch) {
     w.x = w.kept + kept;
     w.q = w.x + BLOCK_CLASSES + GROUP;
     w.out = w.q + BLOCK_CLASSES + GROUP;
-    w.shifts = w.out + BLOCK_CLASSES + GROUP;
+    w.staged = w.out + BLOCK_CLASSES + GROUP;
+    w.shifts = w.staged + (rows_are_staged(t) ? STAGED_REALS : 0);
     return w;
+}
+
+/* Sends the staged rows out, which are the last before row end of the visit. */
+static void flush_stage(const task *t, const rows *r, row_scratch *w, int64_t end) {
+    const fastce_problem *q = t->problem;
+    if (w->staged_rows == 0) return;
+    char *out = r->out + row_of(r, end - w->staged_rows) * r->out_step;
+    narrow_as(out, w->staged, w->staged_rows * q->n_classes, q->out.dtype, true);
+    w->staged_rows = 0;
 }
 
 /* Sum of exp(x_k - x_label) over the other classes: no maximum needed, and the loss is its log1p, however small. Not
@@ -381,6 +397,7 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
     real log_total = s->log_total[i];
     s->label_exp[i] = label < 0 ? 0 : s->label_logit[i] == max ? 1 : exp_one(s->label_logit[i] - max);
     const gradient g = gradient_of_row(t, r, s, i);
+    real *staged = w->staged ? w->staged + w->staged_rows++ * q->n_classes : NULL;
     bool stream = t->stream && (uintptr_t)out % (uintptr_t)storage_size(storage) == 0;
     for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
         int64_t n = q->n_classes - first < BLOCK_CLASSES ? q->n_classes - first : BLOCK_CLASSES;
@@ -400,15 +417,20 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
         }
         if (q->target_kind == FASTCE_DENSE) qs = get_dense_block(t, dense, first, n, w->q);
         char *to = out + first * q->out.class_stride;
-        if (t->out_direct) {
+        if (staged) {
+            write_block((char *)staged, e, qs, &block_gradient, at_max, n, real_dtype(), false);
+        } else if (t->out_direct) {
             write_block(to, e, qs, &block_gradient, at_max, n, storage, stream);
         } else {
             write_block((char *)w->out, e, qs, &block_gradient, at_max, n, real_dtype(), false);
             scatter(to, q->out.class_stride, w->out, n, q->out.dtype, q->out.byte_swapped);
         }
     }
-    if (q->output == FASTCE_GRAD && label >= 0)
+    if (staged && q->output == FASTCE_GRAD && label >= 0) {
+        staged[label] = g.at_label;
+    } else if (q->output == FASTCE_GRAD && label >= 0) {
         scatter(out + label * q->out.class_stride, 0, &g.at_label, 1, q->out.dtype, q->out.byte_swapped);
+    }
 }
 
 static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char *scratch, bool direct,
@@ -416,6 +438,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char 
     const fastce_problem *q = t->problem;
     const bool keep = q->out.data && q->output != FASTCE_LOG_SOFTMAX && q->n_classes <= KEPT_CLASSES;
     row_scratch w = lay_out_rows(t, scratch);
+    if (!rows_are_staged(t) || !rows_are_packed(&q->out, r->out_step, r, q->n_classes)) w.staged = NULL;
     results s;
     bool plain = !t->needs_max;
     for (int64_t i = 0; i < VISIT_ROWS; i += LANES) v_store(&s.rest[i], v_set1(0));
@@ -448,8 +471,11 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char 
                 s.unit_mass[i] = m.mass;
             }
         }
-        if (q->out.data) write_row(t, r, &s, i, &w, keep, direct, storage);
+        if (!q->out.data) continue;
+        write_row(t, r, &s, i, &w, keep, direct, storage);
+        if ((w.staged_rows + 1) * q->n_classes > STAGED_REALS) flush_stage(t, r, &w, i + 1);
     }
+    flush_stage(t, r, &w, r->count);
     finish(t, r, &s, plain, sums);
     write_values(r, &s);
     return -1;
