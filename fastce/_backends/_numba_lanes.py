@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -195,10 +195,14 @@ class Value:
         """Compare with 0 and a stop: 0 <= self < stop."""
         return Value(self.builder, self.builder.icmp_unsigned("<", self.ir, self.like(stop).ir))
 
-    def read(self, bits: int, count: int | None = None) -> Value:
-        """Return the integers at this address."""
+    def read(self, bits: int, count: int | None = None, mask: Value | None = None) -> Value:
+        """Return the integers at this address, 0 and not read where the mask does not hold."""
         element = ir.IntType(bits)
-        loaded = self.builder.load(self.pointer(), typ=element if count is None else ir.VectorType(element, count))
+        kind = element if count is None else ir.VectorType(element, count)
+        if mask is not None:
+            arguments = [self.pointer(), ir.Constant(ir.IntType(32), 1), mask.ir, ir.Constant(kind, None)]
+            return Value(self.builder, self._call(kind, f"llvm.masked.load.v{count}i{bits}.p0", arguments))
+        loaded = self.builder.load(self.pointer(), typ=kind)
         loaded.align = 1
         return Value(self.builder, loaded)
 
@@ -217,9 +221,22 @@ class Value:
         function = ir.FunctionType(ir.VoidType(), [argument.ir.type for argument in arguments])
         self.builder.call(self.builder.inttoptr(self.ir, function.as_pointer()), [a.ir for a in arguments])
 
-    def write(self, value: Value) -> None:
-        """Store a value at this address."""
-        self.builder.store(value.ir, self.pointer()).align = 1
+    def write(self, value: Value, mask: Value | None = None) -> None:
+        """Store a value at this address, or the integers for which the mask holds."""
+        if mask is None:
+            self.builder.store(value.ir, self.pointer()).align = 1
+            return
+        name = f"llvm.masked.store.v{value.count}i{value.element.width}.p0"
+        self._call(ir.VoidType(), name, [value.ir, self.pointer(), ir.Constant(ir.IntType(32), 1), mask.ir])
+
+    def prefetch(self) -> None:
+        """Ask for the cache line at this address."""
+        read, keep, data = (ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))
+        self._call(ir.VoidType(), "llvm.prefetch.p0", [self.pointer(), read, keep, data])
+
+    def _call(self, result: ir.Type, name: str, arguments: list[ir.Value]) -> ir.Value:
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
 
     def pointer(self) -> ir.Value:
         return self.builder.inttoptr(self.ir, ir.PointerType())
@@ -236,14 +253,7 @@ class Value:
 
     def halves(self) -> tuple[Value, Value]:
         half = (self.count or 0) // 2
-        low, high = (
-            ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(start, start + half))) for start in (0, half)
-        )
-        empty = ir.Constant(self.ir.type, ir.Undefined)
-        return (
-            Value(self.builder, self.builder.shuffle_vector(self.ir, empty, low)),
-            Value(self.builder, self.builder.shuffle_vector(self.ir, empty, high)),
-        )
+        return self.part(0, half), self.part(half, half)
 
     def reduce(self, combine: Callable[[Value, Value], Value]) -> Value:
         """Combine all elements, half with half."""
@@ -252,15 +262,35 @@ class Value:
             value = combine(*value.halves())
         return value.lane(0)
 
+    def join(self, other: Value) -> Value:
+        """Return one vector of the elements of two."""
+        return self._shuffle(other, range(2 * (self.count or 0)))
+
+    def interleave(self, other: Value) -> tuple[Value, Value]:
+        """Return the elements of two vectors in turn, as two vectors."""
+        count = self.count or 0
+        both = [place for pair in zip(range(count), range(count, 2 * count), strict=True) for place in pair]
+        return self._shuffle(other, both[:count]), self._shuffle(other, both[count:])
+
+    def deinterleave(self, other: Value) -> tuple[Value, Value]:
+        """Return every second element of two vectors, and the others."""
+        count = self.count or 0
+        return self._shuffle(other, range(0, 2 * count, 2)), self._shuffle(other, range(1, 2 * count, 2))
+
+    def part(self, start: int, count: int) -> Value:
+        """Return some neighbouring elements."""
+        return self._shuffle(self, range(start, start + count))
+
+    def _shuffle(self, other: Value, places: Sequence[int]) -> Value:
+        indices = ir.Constant(ir.VectorType(ir.IntType(32), len(places)), list(places))
+        return Value(self.builder, self.builder.shuffle_vector(self.ir, other.ir, indices))
+
     def call(self, name: str, *others: Value) -> Value:
         """Return the result of LLVM's intrinsic of that name for values of this type."""
-        types_ = [self.ir.type] + [other.ir.type for other in others]
         letter = {"float": "f32", "double": "f64"}.get(str(self.element)) or str(self.element)
         suffix = letter if self.count is None else f"v{self.count}{letter}"
-        function = cgutils.get_or_insert_function(
-            self.builder.module, ir.FunctionType(self.ir.type, types_), f"{name}.{suffix}"
-        )
-        return Value(self.builder, self.builder.call(function, [self.ir, *(other.ir for other in others)]))
+        arguments = [self.ir, *(other.ir for other in others)]
+        return Value(self.builder, self._call(self.ir.type, f"{name}.{suffix}", arguments))
 
 
 def fma(a: Value, b: Value | float, c: Value | float) -> Value:
@@ -306,18 +336,9 @@ class Memory:
 
     def load(self, address: Value, live: Value | None = None, fill: float = 0.0, lanes: int | None = None) -> Value:
         """Return the vector at an address; of its elements only the first ``live`` are read, the rest is ``fill``."""
-        if live is None:
-            return self._decode(address.read(8 * self.stream.itemsize, self.lanes))
-        mask = self.mask(live)
-        raw = ir.VectorType(ir.IntType(8 * self.stream.itemsize), self.lanes)
-        function = cgutils.get_or_insert_function(
-            self.builder.module,
-            ir.FunctionType(raw, [ir.PointerType(), ir.IntType(32), mask.ir.type, raw]),
-            f"llvm.masked.load.v{self.lanes}i{8 * self.stream.itemsize}.p0",
-        )
-        arguments = [address.pointer(), ir.Constant(ir.IntType(32), 1), mask.ir, ir.Constant(raw, None)]
-        value = self._decode(Value(self.builder, self.builder.call(function, arguments)))
-        return value if fill == 0 else select(mask, value, fill)
+        mask = None if live is None else self.mask(live)
+        value = self._decode(address.read(8 * self.itemsize, self.lanes, mask))
+        return value if mask is None or fill == 0 else select(mask, value, fill)
 
     def load_one(self, address: Value) -> Value:
         """Return the element at an address."""
@@ -325,15 +346,8 @@ class Memory:
 
     def prefetch(self, address: Value) -> None:
         """Ask for the cache lines of a vector."""
-        kind = ir.IntType(32)
-        function = cgutils.get_or_insert_function(
-            self.builder.module,
-            ir.FunctionType(ir.VoidType(), [ir.PointerType(), kind, kind, kind]),
-            "llvm.prefetch.p0",
-        )
-        read, keep, data = (ir.Constant(kind, value) for value in (0, 3, 1))
         for line in range(0, self.lanes * self.itemsize, 64):
-            self.builder.call(function, [(address + line).pointer(), read, keep, data])
+            (address + line).prefetch()
 
     def indices(self) -> Value:
         """Return the vector 0, 1, 2, … of integers as wide as a comparison likes them."""
@@ -341,17 +355,7 @@ class Memory:
 
     def store(self, address: Value, value: Value, live: Value | None = None) -> None:
         """Write a vector, or the first ``live`` of its elements."""
-        raw = self._encode(value)
-        if live is None:
-            address.write(raw)
-            return
-        mask = self.mask(live)
-        function = cgutils.get_or_insert_function(
-            self.builder.module,
-            ir.FunctionType(ir.VoidType(), [raw.ir.type, ir.PointerType(), ir.IntType(32), mask.ir.type]),
-            f"llvm.masked.store.v{self.lanes}i{8 * self.stream.itemsize}.p0",
-        )
-        self.builder.call(function, [raw.ir, address.pointer(), ir.Constant(ir.IntType(32), 1), mask.ir])
+        address.write(self._encode(value), None if live is None else self.mask(live))
 
     def mask(self, live: Value) -> Value:
         """Return which of a vector's elements are among the first ``live``."""
@@ -463,6 +467,21 @@ def when(condition: Value, state: State, body: Callable[..., State]) -> State:
         phi.add_incoming(new.ir, end)
         merged.append(Value(builder, phi))
     return tuple(merged)
+
+
+def outlined(name: str, arguments: tuple[Value, ...], body: Callable[..., object]) -> None:
+    """Call a function of its own, written the first time its name is seen in a module, instead of writing in place."""
+    builder = arguments[0].builder
+    function = builder.module.globals.get(name)
+    if function is None:
+        kind = ir.FunctionType(ir.VoidType(), [argument.ir.type for argument in arguments])
+        function = ir.Function(builder.module, kind, name=name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        inside = ir.IRBuilder(function.append_basic_block())
+        body(*(Value(inside, argument) for argument in function.args))
+        inside.ret_void()
+    builder.call(function, [argument.ir for argument in arguments])
 
 
 def _from_half(raw: Value) -> Value:

@@ -27,6 +27,7 @@ from fastce._backends._numba_lanes import (
     fma,
     loop,
     maximum,
+    outlined,
     select,
     traced,
     two_sum,
@@ -117,7 +118,7 @@ SCRATCH = np.dtype(
         ("kept", "f8", 8 * TILE),  # sweeps between two blocks of classes
         ("logits", "f8", FEW * TILE),  # gathered elements as they are in memory, and q as it is computed with
         ("q", "f8", FEW * TILE),
-        ("dense", "f8", BLOCK),
+        ("dense", "f8", FEW * TILE),
         ("out", "f8", FEW * TILE),
     ]
 )
@@ -247,7 +248,7 @@ def add(a: Value, b: Value) -> Value:
     return a + b
 
 
-def smaller(a: Value, b: int) -> Value:
+def smaller(a: Value, b: Value | int) -> Value:
     return select(a < b, a, b)
 
 
@@ -384,6 +385,83 @@ def side_by_side(memory: Memory, source: Value, stride: Value, n: Value, buffer:
     return address
 
 
+class Grid(NamedTuple):
+    """Positions by classes: elements ``inner`` and ``stride`` bytes apart in memory, gathered TILE positions apart."""
+
+    start: Value
+    inner: Value
+    stride: Value
+    positions: Value
+    classes: Value
+    buffer: Value
+
+    def gather(self, memory: Memory) -> None:
+        """Copy from memory to the buffer."""
+        outlined(f"fastce_gather_{memory.itemsize}", self, lambda *grid: Grid(*grid)._copy(memory, inward=True))
+
+    def scatter(self, memory: Memory) -> None:
+        """Copy from the buffer to memory."""
+        outlined(f"fastce_scatter_{memory.itemsize}", self, lambda *grid: Grid(*grid)._copy(memory, inward=False))
+
+    def _copy(self, memory: Memory, *, inward: bool) -> None:
+        size = self.start.like(memory.itemsize)
+
+        def by_class(j: Value) -> State:
+            outside, inside = (self.start + j * self.stride, self.inner), (self.buffer + j * size * TILE, size)
+            copy(memory, *(inside + outside if inward else outside + inside), self.positions)
+            return ()
+
+        def transposed(width: int) -> Callable[[], State]:
+            return lambda: self._transpose(memory.itemsize, width, inward)
+
+        rows = self.stride.equals(size) & ~self.inner.equals(size)
+        below = 0
+        for width in (2, 4, 8, 16):
+            fits = (self.classes > below) & (self.classes < (width if width < 16 else FEW) + 1)
+            when(rows & fits, (), transposed(width))
+            below = width
+        when(~rows, (), lambda: loop(0, self.classes, 1, (), by_class))
+
+    def _transpose(self, size: int, width: int, inward: bool) -> State:
+        """Copy where the classes are neighbours: GROUP positions by ``width`` classes at a time, in registers."""
+        steps, together = width.bit_length() - 1, GROUP // width
+        indices = self.start.integer(0, 32).indices(width)
+
+        def block(i: Value, j: Value) -> State:
+            live = indices < (self.classes - j).narrow(32).splat(width)
+
+            def row(index: int) -> Value:
+                # Past the last position it is read again.
+                return self.start + smaller(i + index, self.positions - 1) * self.inner + j * size
+
+            def place(index: int) -> Value:
+                return self.buffer + ((j + index) * TILE + i) * size
+
+            if inward:
+                vectors = [row(index).read(8 * size, width, live) for index in range(GROUP)]
+                while len(vectors) > width:
+                    vectors = [a.join(b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+                for _ in range(steps):
+                    pairs = [a.deinterleave(b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+                    vectors = [pair[part] for part in range(2) for pair in pairs]
+                for index, value in enumerate(vectors):
+                    place(index).write(value)
+                return ()
+            vectors = [place(index).read(8 * size, GROUP) for index in range(width)]
+            for _ in range(steps):
+                pairs = [a.interleave(b) for a, b in zip(vectors[: width // 2], vectors[width // 2 :], strict=True)]
+                vectors = [value for pair in pairs for value in pair]
+            for index in range(GROUP):
+                inside = live & (i + index < self.positions).splat(width)
+                row(index).write(vectors[index // together].part(index % together * width, width), inside)
+            return ()
+
+        def positions(i: Value) -> State:
+            return loop(0, self.classes, width, (), lambda j: block(i, j))
+
+        return loop(0, self.positions, GROUP, (), positions)
+
+
 def row_logits(call: Struct, tile: Struct, i: Value, k: Value, n: Value, x: Memory) -> Vectors:
     """Return n classes of row i from class k on."""
     stride = call.class_stride[LOGITS]
@@ -416,29 +494,32 @@ def row_target(call: Struct, tile: Struct, i: Value, k: Value, n: Value, dense: 
     return made._replace(address=address)
 
 
+def grid(call: Struct, tile: Struct, operand: int, n: Value, k: Value, count: Value, buffer: Items) -> Grid:
+    """Return n positions by ``count`` classes from class k on of an array."""
+    stride = call.class_stride[operand]
+    return Grid(tile.at[operand] + k * stride, call.inner[operand], stride, n, count, buffer.at(0))
+
+
 def gather_classes(
     call: Struct, tile: Struct, n: Value, k: Value, count: Value, x: Memory, dense: Memory | None, q: Memory | None
 ) -> None:
     """Gather logits and targets of ``count`` classes from class k on, of the n positions of a tile."""
-
-    def gather(memory: Memory, operand: int, j: Value, to: Value) -> None:
-        source = tile.at[operand] + (k + j) * call.class_stride[operand]
-        copy(memory, to, to.like(memory.itemsize), source, call.inner[operand], n)
+    grid(call, tile, LOGITS, n, k, count, tile.logits).gather(x)
+    if q is None:
+        return
+    if dense is not None:
+        grid(call, tile, DENSE, n, k, count, tile.dense).gather(dense)
 
     def one(j: Value) -> State:
-        gather(x, LOGITS, j, tile.logits.at(0) + j * (TILE * x.itemsize))
-        if q is None:
-            return ()
         place = (k + j) * q.itemsize
-        to = tile.q.at(0) + j * (TILE * q.itemsize)
         v = q.load_one(call.class_vector + place).splat(q.lanes)
         if dense is not None:
-            gather(dense, DENSE, j, tile.dense.at(0))
             w = q.load_one(call.dense_weight + place).splat(q.lanes)
 
         def positions(i: Value) -> State:
-            t = v if dense is None else fma(dense.load(tile.dense.at(0) + i * dense.itemsize), w, v)
-            q.store(to + i * q.itemsize, t)
+            index = j * TILE + i
+            t = v if dense is None else fma(dense.load(tile.dense.at(0) + index * dense.itemsize), w, v)
+            q.store(tile.q.at(0) + index * q.itemsize, t)
             return ()
 
         return loop(0, n, q.lanes, (), positions)
@@ -729,15 +810,10 @@ def tile_output(
             row.write(gathered(x, tile.logits.at(0), i), targets, put, count, None, logarithm)
             return ()
 
-        def scatter(j: Value) -> State:
-            to = tile.at[OUT] + (k + j) * call.class_stride[OUT]
-            source = tile.out.at(0) + j * (TILE * out.itemsize)
-            copy(out, to, call.inner[OUT], source, to.like(out.itemsize), n)
-            return ()
-
         when(call.n_classes > FEW, (), again)
         loop(0, n, x.lanes, (), positions)
-        return loop(0, count, 1, (), scatter)
+        grid(call, tile, OUT, n, k, count, tile.out).scatter(out)
+        return ()
 
     loop(0, call.n_classes, FEW, (), block)
 
