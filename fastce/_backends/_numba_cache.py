@@ -19,7 +19,21 @@ import numba
 from numba.core.caching import CompileResultCacheImpl
 from numba.core.serialize import dumps
 
-SOURCES = ("_numba_kernels.py", "_numba_lanes.py", "_numba_math.py")
+_SOURCES = ("_numba_kernels.py", "_numba_lanes.py", "_numba_math.py", "_numba_tile.py")
+
+
+def _digest() -> str | None:
+    texts = hashlib.sha256()
+    try:
+        for name in _SOURCES:
+            texts.update(Path(__file__).with_name(name).read_bytes())
+    except OSError:
+        return None
+    return texts.hexdigest()
+
+
+_DIGEST = _digest()
+"""Of the kernels' sources as they are imported: a process that outlives an update must not save under its name."""
 
 
 class Cache:
@@ -35,8 +49,9 @@ class Cache:
         self._store = CompileResultCacheImpl(function)
         self.cache_path = self._store.locator.get_cache_path()
         parts = [numba.__version__, llvmlite.__version__, function.__qualname__, str(sorted(options.items()))]
-        parts += [Path(__file__).with_name(name).read_text("utf-8") for name in SOURCES]
-        self._dependencies = "\0".join(parts)
+        if _DIGEST is None:
+            raise OSError("the sources of the kernels cannot be read")
+        self._dependencies = "\0".join((*parts, _DIGEST))
 
     def load_overload(self, signature: Any, context: Any) -> Any:
         """Return what was saved, or None."""

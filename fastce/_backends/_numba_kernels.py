@@ -3,7 +3,7 @@
 A block of rows is the unit of the sums, a task some neighbouring blocks for one thread. Within a block, tiles of
 neighbouring positions are done in three steps: a sweep of their classes leaves maximum and sums, `finish` makes the
 values of all rows of the tile at once, and a second sweep writes the output. What is done to classes is in
-_numba_math.py. An argument of `kernel` that is None takes the code that would use it out.
+_numba_tile.py. An argument of `kernel` that is None takes the code that would use it out.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from numba import njit, prange
 
-from fastce._backends import _numba_math as vector
-from fastce._backends._numba_math import LABELS
+from fastce._backends import _numba_tile as vector
+from fastce._backends._numba_tile import LABELS
 
 
 def tasks(entry: Any, call: Any, scratch: Any, size: Any, count: Any) -> None:

@@ -22,7 +22,7 @@ from numba.core import types
 from fastce import _dtypes, _settings
 from fastce._backends import Plan, _numba_cache, _numba_kernels
 from fastce._backends._numba_lanes import Stream
-from fastce._backends._numba_math import (
+from fastce._backends._numba_tile import (
     CALL,
     DENSE,
     FEW,

@@ -1,0 +1,827 @@
+"""What is done to a tile of neighbouring positions, step by step; the steps are in order in _numba_kernels.py.
+
+Here is known where things lie: the records that a kernel is told (CALL) and works in (SCRATCH), strides, gathering
+and scattering. Logits come in one of two ways. Where the class axis is dense in memory or nearly so, row by row; else,
+or where classes are few, *across*: FEW classes of TILE positions are gathered, each class side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from fastce._backends._numba_lanes import (
+    Items,
+    Memory,
+    State,
+    Struct,
+    Value,
+    fma,
+    loop,
+    maximum,
+    outlined,
+    select,
+    traced,
+    two_sum,
+    when,
+)
+from fastce._backends._numba_math import (
+    Row,
+    Vectors,
+    accumulate,
+    add,
+    each,
+    exponential,
+    in_float64,
+    log1p,
+    no_sum,
+    nothing,
+    pairwise,
+    smaller,
+    split,
+    sum_of_lanes,
+    sweep,
+)
+
+TILE = 256
+"""Positions of a tile, at most."""
+
+BLOCK = 2048
+"""Classes of a row done at once, at most."""
+
+FEW = 32
+"""Classes done at once across positions, at most: TILE of each are gathered."""
+
+ROW, LOGITS, LABELS, DENSE, SAMPLE_WEIGHT, GRAD_OUTPUT, OUT, OPERANDS = range(8)
+"""What has a stride along each axis of the positions: the number of the row, and the arrays."""
+
+MAX_AXES = 64
+"""NumPy's own limit."""
+
+CALL = np.dtype(
+    [
+        ("n_rows", "i8"),
+        ("n_classes", "i8"),
+        ("n_blocks", "i8"),
+        ("n_tasks", "i8"),
+        ("block_rows", "i8"),
+        ("tile", "i8"),  # rows
+        ("axes", "i8"),
+        ("start", "i8", OPERANDS),  # addresses, 0 for what is absent
+        ("class_stride", "i8", OPERANDS),
+        ("inner", "i8", OPERANDS),  # strides of the last axis
+        ("size", "i8", MAX_AXES),
+        ("stride", "i8", MAX_AXES * OPERANDS),
+        ("label_bits", "i8"),
+        ("label_unused", "i8"),  # bits of an int64 that a sign must fill
+        ("label_swapped", "i8"),  # bytes
+        ("can_ignore", "i8"),
+        ("ignore_index", "i8"),
+        ("sample_wide", "i8"),  # float64, not float32
+        ("output_wide", "i8"),
+        ("class_weight", "i8"),  # address of float64, or 0
+        ("dense_weight", "i8"),  # w and v of q = w*t + v, in the arithmetic's dtype; q = t where w is absent
+        ("class_vector", "i8"),
+        ("values", "i8"),
+        ("blocks", "i8"),
+        ("lse", "i8"),
+        ("target_scale", "f8"),
+        ("z_loss", "f8"),
+        ("grad_scale", "f8"),
+    ]
+)
+"""What a kernel is told beside the types of its arguments."""
+
+GROUP = 16
+"""Rows done at once in float64."""
+
+SUMS = 4 * GROUP
+
+SCRATCH = np.dtype(
+    [
+        ("at", "i8", OPERANDS),  # where the tile starts
+        ("label", "i8", TILE),
+        # Of each row of the tile: what goes in,
+        ("flag", "f8", TILE),  # 1 where bad
+        ("sample", "f8", TILE),  # s; 0 marks an ignored row
+        ("scale", "f8", TILE),  # of the gradient
+        ("weight", "f8", TILE),  # in the mean's denominator
+        ("label_mass", "f8", TILE),  # q at the label / s, but for the class vector
+        ("label_vector", "f8", TILE),  # which has this there
+        ("label_logit", "f8", TILE),
+        # what a sweep leaves,
+        ("top", "f8", TILE),
+        ("rest", "f8", TILE),  # r
+        ("mass", "f8", TILE),
+        ("pull", "f8", TILE),
+        # and what `finish` makes of it.
+        ("value", "f8", TILE),
+        ("target", "f8", TILE),  # Q / s
+        ("log", "f8", TILE),  # log1p(r)
+        ("factor", "f8", TILE),  # what exp(x - top) is multiplied by in the output
+        ("target_factor", "f8", TILE),  # what q is multiplied by in the gradient
+        ("at_label", "f8", TILE),  # the gradient at the label
+        ("at_top", "f8", TILE),  # the gradient at the maximum is at_top*((Q - q) - q*r) + at_top_z
+        ("at_top_z", "f8", TILE),
+        ("sums", "f8", SUMS),  # of the block's values and weights: per lane, high and low parts
+        ("kept", "f8", 8 * TILE),  # sweeps between two blocks of classes
+        ("logits", "f8", FEW * TILE),  # gathered elements as they are in memory, and q as it is computed with
+        ("q", "f8", FEW * TILE),
+        ("dense", "f8", FEW * TILE),
+        ("out", "f8", FEW * TILE),
+    ]
+)
+"""A thread's working memory."""
+
+
+def copy(memory: Memory, to: Value, to_stride: Value, source: Value, stride: Value, n: Value) -> None:
+    """Copy n elements as they are, from and to neighbours or places ``stride`` bytes apart."""
+    size, lanes = memory.itemsize, memory.lanes
+    beside = to_stride.equals(size) & stride.equals(size)
+    whole = select(beside, n - n % lanes, 0)
+
+    def move(count: int | None) -> Callable[[Value], State]:
+        def body(i: Value) -> State:
+            (to + i * to_stride).write((source + i * stride).read(8 * size, count))
+            return ()
+
+        return body
+
+    loop(0, whole, lanes, (), move(lanes))
+    loop(whole, n, 1, (), move(None))
+
+
+def side_by_side(memory: Memory, source: Value, stride: Value, n: Value, buffer: Value) -> Value:
+    """Return where n elements are neighbours: where they are, or in the buffer, gathered."""
+    size = source.like(memory.itemsize)
+
+    def gather(_: Value) -> State:
+        copy(memory, buffer, size, source, stride, n)
+        return (buffer,)
+
+    (address,) = when(~stride.equals(size), (source,), gather)
+    return address
+
+
+class Grid(NamedTuple):
+    """Positions by classes: elements ``inner`` and ``stride`` bytes apart in memory, gathered TILE positions apart."""
+
+    start: Value
+    inner: Value
+    stride: Value
+    positions: Value
+    classes: Value
+    buffer: Value
+
+    def gather(self, memory: Memory) -> None:
+        """Copy from memory to the buffer."""
+        outlined(f"fastce_gather_{memory.itemsize}", self, lambda *grid: Grid(*grid)._copy(memory, inward=True))
+
+    def scatter(self, memory: Memory) -> None:
+        """Copy from the buffer to memory."""
+        outlined(f"fastce_scatter_{memory.itemsize}", self, lambda *grid: Grid(*grid)._copy(memory, inward=False))
+
+    def _copy(self, memory: Memory, *, inward: bool) -> None:
+        size = self.start.like(memory.itemsize)
+
+        def by_class(j: Value) -> State:
+            outside, inside = (self.start + j * self.stride, self.inner), (self.buffer + j * size * TILE, size)
+            copy(memory, *(inside + outside if inward else outside + inside), self.positions)
+            return ()
+
+        def transposed(width: int) -> Callable[[], State]:
+            return lambda: self._transpose(memory.itemsize, width, inward)
+
+        rows = self.stride.equals(size) & ~self.inner.equals(size)
+        below = 0
+        for width in (2, 4, 8, 16):
+            fits = (self.classes > below) & (self.classes < (width if width < 16 else FEW) + 1)
+            when(rows & fits, (), transposed(width))
+            below = width
+        when(~rows, (), lambda: loop(0, self.classes, 1, (), by_class))
+
+    def _transpose(self, size: int, width: int, inward: bool) -> State:
+        """Copy where the classes are neighbours: GROUP positions by ``width`` classes at a time, in registers."""
+        steps, together = width.bit_length() - 1, GROUP // width
+        indices = self.start.integer(0, 32).indices(width)
+
+        def block(i: Value, j: Value) -> State:
+            live = indices < (self.classes - j).narrow(32).splat(width)
+
+            def row(index: int) -> Value:
+                # Past the last position it is read again.
+                return self.start + smaller(i + index, self.positions - 1) * self.inner + j * size
+
+            def place(index: int) -> Value:
+                return self.buffer + ((j + index) * TILE + i) * size
+
+            if inward:
+                vectors = [row(index).read(8 * size, width, live) for index in range(GROUP)]
+                while len(vectors) > width:
+                    vectors = [a.join(b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+                for _ in range(steps):
+                    pairs = [a.deinterleave(b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+                    vectors = [pair[part] for part in range(2) for pair in pairs]
+                for index, value in enumerate(vectors):
+                    place(index).write(value)
+                return ()
+            vectors = [place(index).read(8 * size, GROUP) for index in range(width)]
+            for _ in range(steps):
+                pairs = [a.interleave(b) for a, b in zip(vectors[: width // 2], vectors[width // 2 :], strict=True)]
+                vectors = [value for pair in pairs for value in pair]
+            for index in range(GROUP):
+                inside = live & (i + index < self.positions).splat(width)
+                row(index).write(vectors[index // together].part(index % together * width, width), inside)
+            return ()
+
+        def positions(i: Value) -> State:
+            return loop(0, self.classes, width, (), lambda j: block(i, j))
+
+        return loop(0, self.positions, GROUP, (), positions)
+
+
+def row_logits(call: Struct, tile: Struct, i: Value, k: Value, n: Value, x: Memory) -> Vectors:
+    """Return n classes of row i from class k on."""
+    stride = call.class_stride[LOGITS]
+    source = tile.at[LOGITS] + i * call.inner[LOGITS] + k * stride
+    return Vectors(x, side_by_side(x, source, stride, n, tile.logits.at(0)), x.step, n * x.itemsize)
+
+
+def row_target(call: Struct, tile: Struct, i: Value, k: Value, n: Value, dense: Memory | None, q: Memory) -> Vectors:
+    """Return q of n classes of row i from class k on."""
+    if dense is None:
+        return Vectors(q, call.class_vector + k * q.itemsize, q.step)
+    stride = call.class_stride[DENSE]
+    source = tile.at[DENSE] + i * call.inner[DENSE] + k * stride
+    t = Vectors(dense, side_by_side(dense, source, stride, n, tile.dense.at(0)), dense.step)
+    w = Vectors(q, call.dense_weight + k * q.itemsize, q.step)
+    v = Vectors(q, call.class_vector + k * q.itemsize, q.step)
+    made = Vectors(q, tile.q.at(0), q.step)
+
+    def make(_: Value) -> State:
+        def some(first: Value, count: int, live: Value | None) -> State:
+            loaded = (part.load(first, count, live, 0.0) for part in (t, w, v))
+            for index, (t_k, w_k, v_k) in enumerate(zip(*loaded, strict=True)):
+                q.store(made.at(first + index), fma(t_k, w_k, v_k))
+            return ()
+
+        each(n // q.lanes, n % q.lanes, (), some)
+        return (made.address,)
+
+    (address,) = when(call.dense_weight > 0, (t.address,), make)
+    return made._replace(address=address)
+
+
+def grid(call: Struct, tile: Struct, operand: int, n: Value, k: Value, count: Value, buffer: Items) -> Grid:
+    """Return n positions by ``count`` classes from class k on of an array."""
+    stride = call.class_stride[operand]
+    return Grid(tile.at[operand] + k * stride, call.inner[operand], stride, n, count, buffer.at(0))
+
+
+def gather_classes(
+    call: Struct, tile: Struct, n: Value, k: Value, count: Value, x: Memory, dense: Memory | None, q: Memory | None
+) -> None:
+    """Gather logits and targets of ``count`` classes from class k on, of the n positions of a tile."""
+    grid(call, tile, LOGITS, n, k, count, tile.logits).gather(x)
+    if q is None:
+        return
+    if dense is not None:
+        grid(call, tile, DENSE, n, k, count, tile.dense).gather(dense)
+
+    def one(j: Value) -> State:
+        place = (k + j) * q.itemsize
+        v = q.load_one(call.class_vector + place).splat(q.lanes)
+        if dense is not None:
+            w = q.load_one(call.dense_weight + place).splat(q.lanes)
+
+        def positions(i: Value) -> State:
+            index = j * TILE + i
+            t = v if dense is None else fma(dense.load(tile.dense.at(0) + index * dense.itemsize), w, v)
+            q.store(tile.q.at(0) + index * q.itemsize, t)
+            return ()
+
+        return loop(0, n, q.lanes, (), positions)
+
+    loop(0, count, 1, (), one)
+
+
+def gathered(memory: Memory, buffer: Value, i: Value) -> Vectors:
+    """Return the classes of positions i, i + 1, … of what was gathered."""
+    return Vectors(memory, buffer + i * memory.itemsize, i.like(TILE * memory.itemsize))
+
+
+@traced
+def row_sums(
+    call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory | None, q: Memory | None, shifted: Value | None
+) -> None:
+    """Leave the sums of row i of the tile for `finish`."""
+    if shifted is None:
+        maximum_sums(call, tile, i, x, dense, q)
+        return
+
+    def again() -> State:
+        maximum_sums(call, tile, i, x, dense, q)
+        return ()
+
+    when(~shifted_sum(call, tile, i, x), (), again)
+
+
+def maximum_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory | None, q: Memory | None) -> None:
+    """Leave the sums of row i relative to its maximum."""
+
+    def block(k: Value, *state: Value) -> State:
+        n = smaller(call.n_classes - k, BLOCK)
+        logits = row_logits(call, tile, i, k, n, x)
+        targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
+        return sweep(state, logits, targets, n // x.lanes, n % x.lanes, k > 0)
+
+    top, ties, *sums = loop(0, call.n_classes, BLOCK, nothing(x, q, across=False), block)
+    total, *target = split(tuple(sums), x)
+    tile.top[i] = top.lane(0).to("f8")
+    tile.rest[i] = sum_of_lanes(total) + (ties.reduce(add).number("f8") - 1.0)
+    for field, value in zip((tile.mass, tile.pull), target, strict=False):
+        field[i] = sum_of_lanes(value)
+
+
+SHIFTED_LIMIT = {"f4": 1e18, "f8": 1e150}
+
+
+def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory) -> Value:
+    """Leave the sums of row i relative to the logit of its label; return whether they are of use.
+
+    No maximum is needed, and no class but the label left out: r is the sum of exp(x_k - x_y) over the others. Where
+    that is large the row has to be done again.
+    """
+    logit: Value = tile.label_logit[i]
+    shift = logit.to(x.real).splat(x.lanes)
+
+    def block(k: Value, *total: Value) -> State:
+        n = smaller(call.n_classes - k, BLOCK)
+        vectors = row_logits(call, tile, i, k, n, x)
+        label = tile.label[i] - k
+
+        def some(first: Value, some: int, live: Value | None, *total: Value) -> State:
+            terms = [
+                exponential(logits - shift, bounded=False) for logits in vectors.load(first, some, live, -math.inf)
+            ]
+            at = label - first * x.lanes
+
+            def without(*_: Value) -> State:
+                kept = [
+                    select(
+                        x.indices().differs((at - index * x.lanes).narrow(8 * x.real_size).splat(x.lanes)), term, 0.0
+                    )
+                    for index, term in enumerate(terms)
+                ]
+                return (in_float64(kept, row=True),)
+
+            (term,) = when(at.within(some * x.lanes), (in_float64(terms, row=True),), without)
+            return accumulate(total, term)
+
+        return each(n // x.lanes, n % x.lanes, total, some)
+
+    rest = sum_of_lanes(loop(0, call.n_classes, BLOCK, no_sum(x, across=False), block))
+    tile.top[i] = logit
+    tile.rest[i] = rest
+    return (rest < SHIFTED_LIMIT[x.real]) & (logit > -math.inf) & (logit < math.inf)
+
+
+@traced
+def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | None, q: Memory | None) -> None:
+    """Leave the sums of the n positions of the tile for `finish`."""
+
+    def block(k: Value) -> State:
+        count = smaller(call.n_classes - k, FEW)
+        gather_classes(call, tile, n, k, count, x, dense, q)
+
+        def positions(i: Value) -> State:
+            def kept(part: int) -> Value:
+                items: Items = tile.kept
+                return items.at(i * 8 + part * x.lanes)
+
+            def resume(*start: Value) -> State:
+                return tuple(kept(part).read_like(value) for part, value in enumerate(start))
+
+            def keep() -> State:
+                for part, value in enumerate(state):
+                    kept(part).write(value)
+                return ()
+
+            logits = gathered(x, tile.logits.at(0), i)
+            targets = None if q is None else gathered(q, tile.q.at(0), i)
+            state = when(k > 0, nothing(x, q, across=True), resume)
+            state = sweep(state, logits, targets, count, None, k > 0)
+            when(call.n_classes > FEW, (), keep)
+            top, ties, *sums = state
+            total, *target = (pairwise(add, list(each_sum)) for each_sum in split(tuple(sums), x))
+            tile.top.at(i).write(top.to("f8"))
+            tile.rest.at(i).write(total + (ties.number("f8") - 1.0))
+            for field, value in zip((tile.mass, tile.pull), target, strict=False):
+                field.at(i).write(value)
+            return ()
+
+        return loop(0, n, x.lanes, (), positions)
+
+    loop(0, call.n_classes, FEW, (), block)
+
+
+@traced
+def finish(call: Struct, tile: Struct, n: Value, gradient: int | None) -> None:
+    """Turn what the sweeps left into the rows' values, add these up, and prepare the output."""
+
+    def rows(i: Value) -> State:
+        def get(name: str) -> Value:
+            items: Items = getattr(tile, name)
+            return items.at(i).read(64, GROUP).from_bits()
+
+        def put(name: str, value: Value) -> None:
+            getattr(tile, name).at(i).write(value)
+
+        s, top, at, logit = (get(name) for name in ("sample", "top", "label_mass", "label_logit"))
+        # Only logsumexp has a value where the maximum is infinite.
+        sound = (top > -math.inf) & (top < math.inf) | (call.lse.splat(GROUP) > 0)
+        r = select(sound, get("rest"), math.nan)
+        z = call.z_loss.splat(GROUP)
+        log = log1p(r)
+        lse = top + log
+        target = get("mass") + at
+        pull = get("pull") + select(at > 0.0, at * (top - logit), 0.0)
+        value = fma(target, log, pull) + select(z > 0.0, z * lse * lse, 0.0)
+        value = select(s > 0.0, s * value, 0.0)
+        put("value", value)
+        for index, term in enumerate((value, get("weight"))):
+            high, low = (tile.sums.at((2 * index + part) * GROUP) for part in range(2))
+            total, dropped = two_sum(high.read_like(term), term)
+            high.write(total)
+            low.write(low.read_like(term) + dropped)
+        if gradient is None:
+            return ()
+        inverse = 1.0 / (r + 1.0)
+        scale = get("scale") * s
+        push = select(z > 0.0, z * lse * 2.0, 0.0)
+        e = exponential(logit - top)
+        at = at + get("label_vector")
+        put("rest", r)
+        put("log", log)
+        put("target", target)
+        put("factor", scale * (target + push) * inverse)
+        put("target_factor", scale)
+        put("at_label", scale * ((fma(target, e, at * -1.0) - at * r) + push * e) * inverse)
+        put("at_top", scale * inverse)
+        put("at_top_z", scale * push * inverse)
+        return ()
+
+    loop(0, n, GROUP, (), rows)
+
+
+def output_of(tile: Struct, i: Value, x: Memory, *, across: bool) -> Row:
+    """Return what the output of row i, or of as many rows as there are lanes, is made of."""
+
+    def get(name: str) -> Value:
+        items: Items = getattr(tile, name)
+        return items.at(i).read(64, x.lanes).from_bits().to(x.real) if across else items[i].to(x.real).splat(x.lanes)
+
+    return Row(*(get(name) for name in Row._fields))
+
+
+@traced
+def row_output(
+    call: Struct,
+    tile: Struct,
+    i: Value,
+    x: Memory,
+    dense: Memory | None,
+    q: Memory | None,
+    out: Memory,
+    logarithm: Value | None,
+) -> None:
+    """Write row i of the tile."""
+    row = output_of(tile, i, x, across=False)
+    stride, size = call.class_stride[OUT], i.like(out.itemsize)
+    beside = stride.equals(size)
+    start = tile.at[OUT] + i * call.inner[OUT]
+
+    def block(k: Value) -> State:
+        n = smaller(call.n_classes - k, BLOCK)
+        targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
+        logits = row_logits(call, tile, i, k, n, x)
+        to, buffer = start + k * stride, tile.out.at(0)
+        put = Vectors(out, select(beside, to, buffer), out.step)
+        row.write(logits, targets, put, n // x.lanes, n % x.lanes, logarithm)
+
+        def scatter() -> State:
+            copy(out, to, stride, buffer, size, n)
+            return ()
+
+        return when(~beside, (), scatter)
+
+    loop(0, call.n_classes, BLOCK, (), block)
+
+
+@traced
+def tile_output(
+    call: Struct,
+    tile: Struct,
+    n: Value,
+    x: Memory,
+    dense: Memory | None,
+    q: Memory | None,
+    out: Memory,
+    logarithm: Value | None,
+) -> None:
+    """Write the n positions of the tile."""
+
+    def block(k: Value) -> State:
+        count = smaller(call.n_classes - k, FEW)
+
+        def again() -> State:
+            gather_classes(call, tile, n, k, count, x, dense, q)
+            return ()
+
+        def positions(i: Value) -> State:
+            row = output_of(tile, i, x, across=True)
+            targets = None if q is None else gathered(q, tile.q.at(0), i)
+            put = gathered(out, tile.out.at(0), i)
+            row.write(gathered(x, tile.logits.at(0), i), targets, put, count, None, logarithm)
+            return ()
+
+        when(call.n_classes > FEW, (), again)
+        loop(0, n, x.lanes, (), positions)
+        grid(call, tile, OUT, n, k, count, tile.out).scatter(out)
+        return ()
+
+    loop(0, call.n_classes, FEW, (), block)
+
+
+@traced
+def clear_row(call: Struct, tile: Struct, i: Value, out: Memory) -> None:
+    """Write zeros to row i of the tile."""
+    start = tile.at[OUT] + i * call.inner[OUT]
+
+    def one(k: Value) -> State:
+        (start + k * call.class_stride[OUT]).write(start.integer(0, 8 * out.itemsize))
+        return ()
+
+    loop(0, call.n_classes, 1, (), one)
+
+
+@traced
+def put_label(call: Struct, tile: Struct, i: Value, out: Memory) -> None:
+    """Write the gradient at the label of row i."""
+    place = tile.at[OUT] + i * call.inner[OUT] + tile.label[i] * call.class_stride[OUT]
+    out.store(place, tile.at_label[i])
+
+
+@traced
+def get_labels(call: Struct, tile: Struct, n: Value, x: Memory, q: Memory | None) -> None:
+    """Read what belongs to the labels of the tile, which have been checked."""
+    start, inner, stride = tile.at[LOGITS], call.inner[LOGITS], call.class_stride[LOGITS]
+    vector = call.class_vector
+
+    def one(i: Value) -> State:
+        label = tile.label[i]
+
+        def get() -> State:
+            tile.label_logit[i] = x.load_one(start + i * inner + label * stride).to("f8")
+            if q is not None:
+                tile.label_vector[i] = q.load_one(vector + label * q.itemsize).to("f8")
+            return ()
+
+        return when(tile.sample[i] > 0.0, (), get)
+
+    if q is None:
+        tile_zeros(tile.label_vector, n)
+    when(call.start[LABELS].differs(0), (), lambda: loop(0, n, 1, (), one))
+
+
+def tile_zeros(items: Items, n: Value) -> None:
+    zeros = n.number("f8").like(0.0).splat(GROUP)
+
+    def some(i: Value) -> State:
+        items.at(i).write(zeros)
+        return ()
+
+    loop(0, n, GROUP, (), some)
+
+
+@traced
+def put_values(call: Struct, tile: Struct, n: Value, x: Memory) -> None:
+    """Write the rows' values."""
+    start = call.values + tile.at[ROW] * x.real_size
+    stride = call.inner[ROW] * x.real_size
+
+    def one(i: Value) -> State:
+        (start + i * stride).write(tile.value[i].to(x.real))
+        return ()
+
+    when(call.values > 0, (), lambda: loop(0, n, 1, (), one))
+
+
+def read_reals(wide: Value, to: Items, source: Value, stride: Value, n: Value) -> None:
+    """Read numbers that are float64 if ``wide``, else float32."""
+
+    def reals(bits: int) -> Callable[[], State]:
+        def one(i: Value) -> State:
+            to[i] = (source + i * stride).read(bits).from_bits().to("f8")
+            return ()
+
+        return lambda: loop(0, n, 1, (), one)
+
+    when(wide > 0, (), reals(64))
+    when(wide < 1, (), reals(32))
+
+
+def read_labels(call: Struct, tile: Struct, n: Value) -> None:
+    """Read integers of any dtype once, as int64; what uint64 has beyond becomes negative."""
+    source, stride = tile.at[LABELS], call.inner[LABELS]
+
+    def width(bits: int) -> Callable[[], State]:
+        buffer = tile.logits.at(0)
+
+        def single(i: Value) -> State:
+            (buffer + i * (bits // 8)).write((source + i * stride).read(bits))
+            return ()
+
+        def vectors(i: Value) -> State:
+            raw = (buffer + i * (bits // 8)).read(bits, GROUP)
+            if bits > 8:
+                raw = select(call.label_swapped.splat(GROUP) > 0, raw.call("llvm.bswap"), raw)
+            unused = call.label_unused.splat(GROUP)
+            tile.label.at(i).write((raw.extend(64) << unused).shift_signed(unused))
+            return ()
+
+        def read() -> State:
+            loop(0, n, 1, (), single)
+            return loop(0, n, GROUP, (), vectors)
+
+        return read
+
+    for bits in (8, 16, 32, 64):
+        when(call.label_bits.equals(bits), (), width(bits))
+
+
+@traced
+def read_rows(call: Struct, tile: Struct, n: Value) -> None:
+    """Read what labels and weights say of a tile's rows; flag the bad ones, and ignore them and the ignored ones."""
+    labelled, weighted = call.start[LABELS].differs(0), call.start[SAMPLE_WEIGHT].differs(0)
+    outputs, class_weighted = call.start[GRAD_OUTPUT].differs(0), call.class_weight.differs(0)
+
+    def read(wide: Value, items: Items, operand: int) -> Callable[[], State]:
+        def body() -> State:
+            read_reals(wide, items, tile.at[operand], call.inner[operand], n)
+            return ()
+
+        return body
+
+    def labels() -> State:
+        read_labels(call, tile, n)
+        return ()
+
+    when(weighted, (), read(call.sample_wide, tile.sample, SAMPLE_WEIGHT))
+    when(outputs, (), read(call.output_wide, tile.scale, GRAD_OUTPUT))
+    when(labelled, (), labels)
+    one = call.grad_scale.like(1.0).splat(GROUP)
+    mass = select(labelled, call.target_scale, 0.0).splat(GROUP)
+
+    def check(i: Value) -> State:
+        live = i.indices(GROUP) < (n - i).splat(GROUP)
+        s = select(weighted.splat(GROUP), tile.sample.at(i).read_like(one), one)
+        sound = (s >= 0.0) & (s < math.inf)
+        label = tile.label.at(i)
+        y = select(labelled.splat(GROUP), label.read(64, GROUP), 0)
+        ignored = (call.can_ignore.splat(GROUP) > 0) & y.equals(call.ignore_index.splat(GROUP))
+        inside = y.within(call.n_classes.splat(GROUP))
+        s = select(live & sound & inside & ~ignored, s, 0.0)
+        label.write(select(inside & ~ignored, y, 0))
+        tile.sample.at(i).write(s)
+        tile.weight.at(i).write(s)
+        tile.label_mass.at(i).write(mass)
+        tile.flag.at(i).write(select(live & ~(sound & (inside | ignored)), one, 0.0))
+        scale = call.grad_scale.splat(GROUP)
+        tile.scale.at(i).write(select(outputs.splat(GROUP), scale * tile.scale.at(i).read_like(one), scale))
+        return ()
+
+    def weigh(i: Value) -> State:
+        w = (call.class_weight + tile.label[i] * 8).read(64).from_bits()
+        tile.label_mass[i] = tile.label_mass[i] * w
+        tile.weight[i] = tile.weight[i] * w
+        return ()
+
+    loop(0, n, GROUP, (), check)
+    when(labelled & class_weighted, (), lambda: loop(0, n, 1, (), weigh))
+
+
+@traced
+def first_bad(call: Struct, tile: Struct, n: Value) -> Value:
+    """Return the first flagged row, or the number of rows."""
+    number, inner = tile.at[ROW], call.inner[ROW]
+
+    def any_of(i: Value, flags: Value) -> State:
+        return (maximum(flags, tile.flag.at(i).read_like(flags)),)
+
+    def judge(i: Value, first: Value) -> State:
+        row = number + i * inner
+        return (select((tile.flag[i] > 0.0) & (row < first), row, first),)
+
+    (flags,) = loop(0, n, GROUP, (call.grad_scale.like(0.0).splat(GROUP),), any_of)
+    (first,) = when(flags.reduce(maximum) > 0.0, (call.n_rows,), lambda first: loop(0, n, 1, (first,), judge))
+    return first
+
+
+@traced
+def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Value | None) -> None:
+    """Flag and ignore rows with an element that is not finite or negative."""
+    stride, inner = call.class_stride[DENSE], call.inner[DENSE]
+    start = tile.at[DENSE]
+
+    def worse(address: Value, live: Value | None, flags: Value) -> Value:
+        t = dense.load(address, live)
+        return select((t >= 0.0) & (t < math.inf), flags, 1.0)
+
+    def row(i: Value) -> State:
+        def block(k: Value, flags: Value) -> State:
+            count = smaller(call.n_classes - k, BLOCK)
+            place = side_by_side(dense, start + i * inner + k * stride, stride, count, tile.dense.at(0))
+
+            def some(first: Value, some: int, live: Value | None, flags: Value) -> State:
+                for index in range(some):
+                    flags = worse(place + (first + index) * dense.step, live, flags)
+                return (flags,)
+
+            return each(count // dense.lanes, count % dense.lanes, (flags,), some)
+
+        (flags,) = loop(0, call.n_classes, BLOCK, (dense.constant(0.0),), block)
+        tile.flag[i] = maximum(tile.flag[i], flags.reduce(maximum).to("f8"))
+        return ()
+
+    def one_class(k: Value) -> State:
+        copy(dense, tile.dense.at(0), n.like(dense.itemsize), start + k * stride, inner, n)
+
+        def positions(i: Value) -> State:
+            flags = tile.flag.at(i)
+            so_far = flags.read(64, dense.lanes).from_bits().to(dense.real)
+            flags.write(worse(tile.dense.at(0) + i * dense.itemsize, None, so_far).to("f8"))
+            return ()
+
+        return loop(0, n, dense.lanes, (), positions)
+
+    def ignore(i: Value) -> State:
+        tile.sample[i] = select(tile.flag[i] > 0.0, tile.sample[i].like(0.0), tile.sample[i])
+        return ()
+
+    if across is None:
+        loop(0, n, 1, (), row)
+    else:
+        loop(0, call.n_classes, 1, (), one_class)
+    loop(0, n, 1, (), ignore)
+
+
+@traced
+def locate(call: Struct, tile: Struct, position: Value) -> Value:
+    """Find where a position lies; return how many follow it on the innermost axis, itself included."""
+    for operand in range(OPERANDS):
+        tile.at[operand] = call.start[operand]
+
+    def axis(outward: Value, rest: Value) -> State:
+        axis = call.axes - 1 - outward
+        size = call.size[axis]
+        for operand in range(OPERANDS):
+            tile.at[operand] = tile.at[operand] + rest % size * call.stride[axis * OPERANDS + operand]
+        return (rest // size,)
+
+    loop(0, call.axes, 1, (position,), axis)
+    innermost: Value = call.size[call.axes - 1]
+    return innermost - position % innermost
+
+
+@traced
+def start_block(tile: Struct) -> None:
+    for index in range(SUMS):
+        tile.sums[index] = tile.sums[0].like(0.0)
+
+
+@traced
+def end_block(call: Struct, tile: Struct, block: Value, bad: Value) -> None:
+    """Write the sums of a block of rows and the first bad one of them."""
+    answer = call.blocks + block * 40
+    for which in range(2):
+        high, low = (tile.sums.at((2 * which + part) * GROUP).read(64, GROUP).from_bits() for part in range(2))
+        while high.count != 1:
+            (a, b), (c, d) = high.halves(), low.halves()
+            high, dropped = two_sum(a, b)
+            low = c + d + dropped
+        for part, value in enumerate((high, low)):
+            (answer + 8 * (2 * which + part)).write(value.lane(0))
+    (answer + 32).write(bad)
+
+
+@traced
+def invoke(entry: Value, call: Value, tile: Value, task: Value) -> None:
+    """Call a compiled kernel, whose last arguments stand for types and hold nothing."""
+    entry.invoke(call, tile, task, *[task.like(0)] * (KERNEL_ARGUMENTS - 3))
+
+
+KERNEL_ARGUMENTS = 10
