@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import os
 import threading
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from numba.core import types
 
 from fastce import _dtypes, _settings
-from fastce._backends import Plan, _numba_cache, _numba_kernels
+from fastce._backends import Plan, _numba_cache, _numba_forks, _numba_kernels
 from fastce._backends._numba_lanes import Stream
 from fastce._backends._numba_tile import (
     CALL,
@@ -48,11 +47,6 @@ NEAR = 256
 
 _inside = threading.Lock()
 """Held by the one thread that is inside Numba's threading layer."""
-
-_forked = threading.Event()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked.set)
 
 
 def scan(problem: Problem, num_threads: int) -> Totals:
@@ -98,7 +92,7 @@ def _threads(num_threads: int) -> int:
     if variant is not None and variant not in VARIANTS:
         raise ValueError(f"expected one of the variants {', '.join(VARIANTS)}, got {variant!r}")
     threads = min(num_threads, int(numba.config.NUMBA_NUM_THREADS))
-    if variant == "serial" or _forked.is_set() or (threads == 1 and variant is None):
+    if variant == "serial" or _numba_forks.forked() or (threads == 1 and variant is None):
         return 0
     return threads
 
@@ -107,10 +101,9 @@ def _do(problem: Problem, num_threads: int, *, checking: bool) -> Totals:
     """Do a problem, or only check its rows."""
     call, blocks, kept = _describe_call(problem, checking)
     entry = _kernel(_kinds(problem, checking))
-    n_tasks = min(num_threads, len(blocks))
-    scratch = np.empty(n_tasks, SCRATCH)
-    call["n_tasks"] = n_tasks
-    _launch(_threads(n_tasks), entry, call, scratch)
+    threads = _threads(min(num_threads, len(blocks)))
+    call["n_tasks"] = n_tasks = max(1, threads)
+    _launch(threads, entry, call, np.empty(n_tasks, SCRATCH))
     del kept
 
     bad = int(blocks["bad"].min())
