@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cases
+import fastce
 import oracle
 from checks import agree, check_grad, check_value, loss_dtype, same_bits
 from matrix import Engine, lanes
@@ -309,17 +310,28 @@ def test_tensors_that_require_grad_are_refused(engine: Engine) -> None:
         engine.cross_entropy(leaf, [0, 1])
 
 
-def test_torch_tensors(engine: Engine, rng: np.random.Generator) -> None:
+def test_torch_tensors(rng: np.random.Generator) -> None:
     """Tensors of torch, bfloat16 through its 16-bit view; runs where torch is installed."""
     torch = pytest.importorskip("torch")
     x, y = cases.normal(rng, (6, 5), np.float32), cases.labels(rng, 6, 5)
     want = torch.nn.functional.cross_entropy(torch.tensor(x), torch.tensor(y), label_smoothing=0.1).item()
-    assert engine.cross_entropy(torch.tensor(x), torch.tensor(y), label_smoothing=0.1) == pytest.approx(want, rel=1e-6)
+    assert fastce.cross_entropy(torch.tensor(x), torch.tensor(y), label_smoothing=0.1) == pytest.approx(want, rel=1e-6)
     half = torch.tensor(x).bfloat16()
     again = half.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    assert engine.cross_entropy(half, torch.tensor(y)) == engine.cross_entropy(again, y)
+    assert fastce.cross_entropy(half, torch.tensor(y)) == fastce.cross_entropy(again, y)
     with pytest.raises(TypeError, match=r"\.detach\(\)"):
-        engine.cross_entropy(torch.tensor(x, requires_grad=True), torch.tensor(y))
+        fastce.cross_entropy(torch.tensor(x, requires_grad=True), torch.tensor(y))
+
+
+def test_jax_arrays(rng: np.random.Generator) -> None:
+    """Arrays of JAX, bfloat16 among them; runs where JAX is installed."""
+    jnp = pytest.importorskip("jax.numpy")
+    x, y = cases.normal(rng, (6, 5), np.float32), cases.labels(rng, 6, 5)
+    for kind in (np.float32, np.float16, ml_dtypes.bfloat16):
+        given = jnp.asarray(x.astype(kind))
+        loss, grad = fastce.cross_entropy_with_grad(given, jnp.asarray(y))
+        assert loss == fastce.cross_entropy(x.astype(kind), y)
+        assert grad.dtype == kind
 
 
 @st.composite
