@@ -38,7 +38,7 @@ def kernel(
                 vector.check_dense(call, tile, n, dense, across)
             bad = min(bad, vector.first_bad(call, tile, n))
             if x is not None:
-                measure(call, tile, n, x, dense, q, across, shifted)
+                measure(call, tile, n, x, dense, q, out, across, shifted)
             if out is not None:
                 vector.finish(call, tile, n, 1)
             else:
@@ -46,19 +46,19 @@ def kernel(
             if x is not None:
                 vector.put_values(call, tile, n, x)
             if out is not None:
-                output(call, tile, n, x, dense, q, out, logarithm, across)
+                output(call, tile, n, x, dense, q, out, logarithm, across, shifted)
             position += n
         vector.end_block(call, tile, block, bad)
 
 
 @njit(forceinline=True)
-def measure(call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, across: Any, shifted: Any) -> None:
+def measure(call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, out: Any, across: Any, shifted: Any) -> None:
     """Sweep the classes of a tile."""
     vector.get_labels(call, tile, n, x, q)
     if across is None:
         for i in range(n):
             if tile.sample[i] > 0.0:
-                vector.row_sums(call, tile, i, x, dense, q, shifted)
+                vector.row_sums(call, tile, i, x, dense, q, out, shifted)
     else:
         vector.tile_sums(call, tile, n, x, dense, q)
     if q is None:
@@ -69,12 +69,14 @@ def measure(call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, across: An
 
 
 @njit(forceinline=True)
-def output(call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, out: Any, logarithm: Any, across: Any) -> None:
+def output(
+    call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, out: Any, logarithm: Any, across: Any, shifted: Any
+) -> None:
     """Write the output of a tile."""
     if across is None:
         for i in range(n):
             if tile.sample[i] > 0.0:
-                vector.row_output(call, tile, i, x, dense, q, out, logarithm)
+                vector.row_output(call, tile, i, x, dense, q, out, logarithm, shifted)
             else:
                 vector.clear_row(call, tile, i, out)
     else:

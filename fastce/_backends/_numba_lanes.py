@@ -329,6 +329,10 @@ class Memory:
         self.step = self.address.integer(self.lanes * stream.itemsize, 64)
         self._f16c = f16c
 
+    def computed(self) -> Memory:
+        """Return the same for elements as they are computed with."""
+        return Memory(self.builder, Stream(self.real, self.real), self.address.ir, f16c=False)
+
     def constant(self, number: float) -> Value:
         """Return a vector of equal elements."""
         real = _REALS[self.stream.real]

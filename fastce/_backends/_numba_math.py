@@ -284,6 +284,16 @@ class Row(NamedTuple):
 
         each(count, live, (), some)
 
+    def scale(self, exponentials: Vectors, out: Vectors, count: Value, live: Value) -> None:
+        """Write the gradient without the label of a row whose exponentials are known."""
+
+        def some(first: Value, count: int, part: Value | None) -> State:
+            for index, e in enumerate(exponentials.load(first, count, part, 0.0)):
+                out.memory.store(out.at(first + index), e * self.factor, part)
+            return ()
+
+        each(count, live, (), some)
+
     def _gradient(self, logit: Value, t: Value, value: Value) -> Value:
         # Where all of q is on the maximum, its gradient keeps relative accuracy.
         at_top = fma(self.at_top, (self.target - t) - t * self.rest, self.at_top_z)

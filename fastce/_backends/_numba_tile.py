@@ -55,6 +55,9 @@ BLOCK = 2048
 FEW = 32
 """Classes done at once across positions, at most: TILE of each are gathered."""
 
+KEPT = 32768
+"""Exponentials kept from the sums of a tile's rows to their gradient, at most, but for the last vector of each row."""
+
 ROW, LOGITS, LABELS, DENSE, SAMPLE_WEIGHT, GRAD_OUTPUT, OUT, OPERANDS = range(8)
 """What has a stride along each axis of the positions: the number of the row, and the arrays."""
 
@@ -126,12 +129,14 @@ SCRATCH = np.dtype(
         ("at_label", "f8", TILE),  # the gradient at the label
         ("at_top", "f8", TILE),  # the gradient at the maximum is at_top*((Q - q) - q*r) + at_top_z
         ("at_top_z", "f8", TILE),
+        ("kept_rows", "i8", TILE),  # 1 where `exponentials` has a row's
         ("sums", "f8", SUMS),  # of the block's values and weights: per lane, high and low parts
         ("kept", "f8", 8 * TILE),  # sweeps between two blocks of classes
         ("logits", "f8", FEW * TILE),  # gathered elements as they are in memory, and q as it is computed with
         ("q", "f8", FEW * TILE),
         ("dense", "f8", FEW * TILE),
         ("out", "f8", FEW * TILE),
+        ("exponentials", "f8", KEPT + 64 * 32),
     ]
 )
 """A thread's working memory."""
@@ -315,7 +320,14 @@ def gathered(memory: Memory, buffer: Value, i: Value) -> Vectors:
 
 @traced
 def row_sums(
-    call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory | None, q: Memory | None, shifted: Value | None
+    call: Struct,
+    tile: Struct,
+    i: Value,
+    x: Memory,
+    dense: Memory | None,
+    q: Memory | None,
+    out: Memory | None,
+    shifted: Value | None,
 ) -> None:
     """Leave the sums of row i of the tile for `finish`."""
     if shifted is None:
@@ -326,7 +338,7 @@ def row_sums(
         maximum_sums(call, tile, i, x, dense, q)
         return ()
 
-    when(~shifted_sum(call, tile, i, x), (), again)
+    when(~shifted_sum(call, tile, i, x, keep=out is not None), (), again)
 
 
 def maximum_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory | None, q: Memory | None) -> None:
@@ -349,7 +361,14 @@ def maximum_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory 
 SHIFTED_LIMIT = {"f4": 1e18, "f8": 1e150}
 
 
-def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory) -> Value:
+def kept_row(call: Struct, tile: Struct, i: Value, x: Memory) -> Vectors:
+    """Return where the exponentials of row i are kept."""
+    reals = x.computed()
+    place = i * ((call.n_classes + (x.lanes - 1)) // x.lanes) * reals.step
+    return Vectors(reals, tile.exponentials.at(0) + place, reals.step)
+
+
+def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, *, keep: bool) -> Value:
     """Leave the sums of row i relative to the logit of its label; return whether they are of use.
 
     No maximum is needed, and no class but the label left out: r is the sum of exp(x_k - x_y) over the others. Where
@@ -357,6 +376,7 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory) -> Value:
     """
     logit: Value = tile.label_logit[i]
     shift = logit.to(x.real).splat(x.lanes)
+    kept, fits = kept_row(call, tile, i, x), call.n_classes < KEPT + 1
 
     def block(k: Value, *total: Value) -> State:
         n = smaller(call.n_classes - k, BLOCK)
@@ -368,6 +388,14 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory) -> Value:
                 exponential(logits - shift, bounded=False) for logits in vectors.load(first, some, live, -math.inf)
             ]
             at = label - first * x.lanes
+            if keep:
+
+                def store() -> State:
+                    for index, term in enumerate(terms):
+                        kept.memory.store(kept.at(k // x.lanes + first + index), term)
+                    return ()
+
+                when(fits, (), store)
 
             def without(*_: Value) -> State:
                 kept = [
@@ -386,7 +414,10 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory) -> Value:
     rest = sum_of_lanes(loop(0, call.n_classes, BLOCK, no_sum(x, across=False), block))
     tile.top[i] = logit
     tile.rest[i] = rest
-    return (rest < SHIFTED_LIMIT[x.real]) & (logit > -math.inf) & (logit < math.inf)
+    useful = (rest < SHIFTED_LIMIT[x.real]) & (logit > -math.inf) & (logit < math.inf)
+    if keep:
+        tile.kept_rows[i] = (useful & fits).extend(64)
+    return useful
 
 
 @traced
@@ -497,6 +528,7 @@ def row_output(
     q: Memory | None,
     out: Memory,
     logarithm: Value | None,
+    shifted: Value | None,
 ) -> None:
     """Write row i of the tile."""
     row = output_of(tile, i, x, across=False)
@@ -506,16 +538,28 @@ def row_output(
 
     def block(k: Value) -> State:
         n = smaller(call.n_classes - k, BLOCK)
-        targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
-        logits = row_logits(call, tile, i, k, n, x)
         to, buffer = start + k * stride, tile.out.at(0)
         put = Vectors(out, select(beside, to, buffer), out.step)
-        row.write(logits, targets, put, n // x.lanes, n % x.lanes, logarithm)
+
+        def compute() -> State:
+            targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
+            row.write(row_logits(call, tile, i, k, n, x), targets, put, n // x.lanes, n % x.lanes, logarithm)
+            return ()
+
+        def scale() -> State:
+            kept = kept_row(call, tile, i, x)
+            row.scale(kept._replace(address=kept.at(k // x.lanes)), put, n // x.lanes, n % x.lanes)
+            return ()
 
         def scatter() -> State:
             copy(out, to, stride, buffer, size, n)
             return ()
 
+        if shifted is None:
+            compute()
+        else:
+            when(tile.kept_rows[i] > 0, (), scale)
+            when(tile.kept_rows[i] < 1, (), compute)
         return when(~beside, (), scatter)
 
     loop(0, call.n_classes, BLOCK, (), block)

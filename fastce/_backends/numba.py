@@ -26,6 +26,7 @@ from fastce._backends._numba_tile import (
     DENSE,
     FEW,
     GRAD_OUTPUT,
+    KEPT,
     LABELS,
     LOGITS,
     OPERANDS,
@@ -185,7 +186,7 @@ def _describe_call(p: Problem, checking: bool) -> tuple[Array, Array, list[Array
     call, kept = record[0], []
     call["n_rows"] = n_rows = p.n_rows
     call["n_classes"] = n_classes = p.n_classes
-    call["tile"] = tile = TILE if _across(p.logits) else min(64, max(1, 32768 // n_classes))
+    call["tile"] = tile = TILE if _across(p.logits) else min(64, max(1, KEPT // n_classes))
     call["block_rows"] = block_rows = _block_rows(n_rows, n_classes, tile)
     call["n_blocks"] = n_blocks = -(-n_rows // block_rows)
     blocks = np.zeros(n_blocks, _BLOCK)
