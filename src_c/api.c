@@ -172,9 +172,9 @@ static int64_t visit_run(const call *c, run *u, int64_t count, partial *sums, ch
         int64_t kept = n;
         if (!batch.all_kept)
             for (int64_t i = 0; i < n; i++) kept -= batch.weight[i] == 0;
-        /* Vectors of neighbouring positions are loaded whole while half of their rows are wanted. */
-        bool whole = kept == n || (t->lanes && t->logits_direct && t->out_direct && kept > n / 2);
-        if (t->problem->target_kind == FASTCE_DENSE) whole = kept == n;
+        /* While most of its rows are wanted, a batch stays whole: its neighbours are loaded, or stored, together. */
+        bool dense = t->problem->target_kind == FASTCE_DENSE;
+        bool whole = kept == n || (kept > n / 2 && !dense && (t->lanes || t->stream));
         if (whole && u->waiting.count == 0) {
             batch.consecutive = true;
             batch.first = done;

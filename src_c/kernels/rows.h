@@ -265,6 +265,14 @@ static void flush_stage(const task *t, const rows *r, row_scratch *w, int64_t en
     w->staged_rows = 0;
 }
 
+/* Where row i of the visit, which follows those staged, is to be written; NULL where rows go out by themselves. */
+static real *stage_row(const task *t, const rows *r, int64_t i, row_scratch *w) {
+    int64_t n_classes = t->problem->n_classes;
+    if (!w->staged) return NULL;
+    if ((w->staged_rows + 1) * n_classes > STAGED_REALS) flush_stage(t, r, w, i);
+    return w->staged + w->staged_rows++ * n_classes;
+}
+
 /* Sum of exp(x_k - x_label) over the other classes: no maximum needed, and the loss is its log1p, however small. Not
  * finite, or above LARGEST_SHIFTED_SUM, where the row needs its maximum after all. */
 static INLINE double shifted_sum(const task *t, const char *row, int64_t label, real shift, row_scratch *w, bool keep,
@@ -397,7 +405,7 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
     real log_total = s->log_total[i];
     s->label_exp[i] = label < 0 ? 0 : s->label_logit[i] == max ? 1 : exp_one(s->label_logit[i] - max);
     const gradient g = gradient_of_row(t, r, s, i);
-    real *staged = w->staged ? w->staged + w->staged_rows++ * q->n_classes : NULL;
+    real *staged = stage_row(t, r, i, w);
     bool stream = t->stream && (uintptr_t)out % (uintptr_t)storage_size(storage) == 0;
     for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
         int64_t n = q->n_classes - first < BLOCK_CLASSES ? q->n_classes - first : BLOCK_CLASSES;
@@ -433,6 +441,23 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
     }
 }
 
+/* The gradient of a row that is ignored. */
+static void write_zeros(const task *t, const rows *r, int64_t i, row_scratch *w) {
+    const fastce_array *a = &t->problem->out;
+    int64_t n_classes = t->problem->n_classes;
+    real *staged = stage_row(t, r, i, w);
+    if (staged) {
+        memset(staged, 0, (size_t)n_classes * sizeof(real));
+        return;
+    }
+    memset(w->out, 0, BLOCK_CLASSES * sizeof(real));
+    for (int64_t first = 0; first < n_classes; first += BLOCK_CLASSES) {
+        int64_t n = n_classes - first < BLOCK_CLASSES ? n_classes - first : BLOCK_CLASSES;
+        scatter(r->out + row_of(r, i) * r->out_step + first * a->class_stride, a->class_stride, w->out, n, a->dtype,
+                a->byte_swapped);
+    }
+}
+
 static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char *scratch, bool direct,
                                     fastce_dtype storage) {
     const fastce_problem *q = t->problem;
@@ -450,6 +475,11 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char 
         if (label >= 0)
             label_logit = (real)load_number(row + label * q->logits.class_stride, direct ? storage : q->logits.dtype,
                                             !direct && q->logits.byte_swapped);
+        if (r->weight[i] == 0) {
+            s.max[i] = s.rest[i] = s.distance[i] = s.z[i] = 0, s.mass[i] = 0;
+            if (q->out.data) write_zeros(t, r, i, &w);
+            continue;
+        }
         s.mass[i] = r->label_mass[i] + r->weight[i] * t->q_vector_sum;
         s.z[i] = (real)(r->weight[i] * q->z_loss);
         s.distance[i] = 0;
@@ -471,9 +501,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char 
                 s.unit_mass[i] = m.mass;
             }
         }
-        if (!q->out.data) continue;
-        write_row(t, r, &s, i, &w, keep, direct, storage);
-        if ((w.staged_rows + 1) * q->n_classes > STAGED_REALS) flush_stage(t, r, &w, i + 1);
+        if (q->out.data) write_row(t, r, &s, i, &w, keep, direct, storage);
     }
     flush_stage(t, r, &w, r->count);
     finish(t, r, &s, plain, sums);
