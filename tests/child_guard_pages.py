@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import cases
-from matrix import DTYPES, Engine, lanes
+from matrix import DTYPES, Engine
 
 PAGE = mmap.PAGESIZE
 PROT_NONE = 0
@@ -43,14 +43,22 @@ class Fence:
 def main(backend: str, variant: str) -> None:
     engine = Engine(backend, variant)
     rng = np.random.default_rng(1)
-    fences = [Fence() for _ in range(5)]
+    fences, large = [Fence() for _ in range(5)], [Fence(5 * 2**20 // PAGE) for _ in range(2)]
     for dtype in DTYPES:
-        for n_classes in range(1, 4 * lanes(dtype) + 4):
+        for n_classes in range(1, 4 * engine.lanes(dtype) + 4):
             print(f"{dtype}, {n_classes} classes")
             for at_end in (False, True):
                 for n_rows in (1, 3):
                     call(engine, fences, rng, dtype, (n_rows, n_classes), at_end)
                 call(engine, fences, rng, dtype, (2, 3, n_classes), at_end, axis=1)
+        # Too large for the caches: written past them, in whole lines.
+        for n_classes in (3, 33, 100, 2049, 20001):
+            print(f"{dtype}, {n_classes} classes, large")
+            n_rows = 5 * 2**20 // dtype.itemsize // n_classes
+            x = large[0].place(cases.normal(rng, (n_rows, n_classes), dtype), at_end=n_classes % 2 == 1)
+            for at_end in (False, True):
+                out = large[1].place(np.zeros_like(x), at_end=at_end)
+                engine.cross_entropy_with_grad(x, np.zeros(n_rows, np.int64), out=out, num_threads=2)
     print("done")
 
 

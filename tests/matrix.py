@@ -45,6 +45,10 @@ class Engine:
     def __str__(self) -> str:
         return f"{self.backend}-{self.variant}"
 
+    def lanes(self, dtype: np.dtype[Any]) -> int:
+        """The most numbers this backend has in one vector: AVX-512's, and Numba's double ones."""
+        return (32 if self.backend == "numba" else 16) // (2 if dtype == np.float64 else 1)
+
     def _call(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         with _settings.use_variant(self.variant):
             return function(*args, **{"backend": self.backend} | options)
@@ -73,10 +77,5 @@ ENGINES = [Engine(backend, variant) for backend, variants in VARIANTS.items() fo
 COMPILED = [engine for engine in ENGINES if engine.backend != "numpy"]
 DTYPES = [np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64)]
 
-LANES = {np.dtype(np.float64): 8}
-"""The most elements of a dtype's arithmetic in one register of any ISA; 16 for all but float64."""
 BLOCK = 2048
-
-
-def lanes(dtype: np.dtype[Any]) -> int:
-    return LANES.get(dtype, 16)
+"""The classes that the compiled backends do at once in a long row, at most."""

@@ -9,7 +9,7 @@ import pytest
 
 import cases
 from checks import same_bits
-from matrix import BLOCK, Engine, lanes
+from matrix import BLOCK, Engine
 
 DType = np.dtype[Any]
 SHAPES = [(5000, 3), (700, 37), (300, 130), (37, BLOCK + 5), (9, 40000)]
@@ -72,10 +72,10 @@ def test_a_row_alone(compiled: Engine, dtype: DType, rng: np.random.Generator, n
 
 def test_a_position_alone(compiled: Engine, dtype: DType, rng: np.random.Generator) -> None:
     """The same with the class axis strided: a position's bits do not depend on its neighbours."""
-    inner = 2 * lanes(dtype) + 5
+    inner = 2 * compiled.lanes(dtype) + 5
     x, y = cases.normal(rng, (2, 21, inner), dtype), cases.labels(rng, (2, inner), 21)
     loss, grad = compiled.cross_entropy_with_grad(x, y, axis=1, reduction="none")
-    for first, last in ((0, 2), (3, 8), (lanes(dtype) - 1, inner), (inner - 2, inner)):
+    for first, last in ((0, 2), (3, 8), (compiled.lanes(dtype) - 1, inner), (inner - 2, inner)):
         part = compiled.cross_entropy_with_grad(x[:, :, first:last], y[:, first:last], axis=1, reduction="none")
         assert same_bits(part.loss, loss[:, first:last])
         assert same_bits(part.grad, grad[:, :, first:last])
@@ -96,13 +96,49 @@ def test_alignment(compiled: Engine, dtype: DType, rng: np.random.Generator) -> 
             assert same_bits(np.array(out), want.grad)
 
 
+@pytest.mark.parametrize("n_classes", [2, 33, 131, BLOCK + 5, 20001])
+def test_outputs_too_large_for_the_caches(
+    compiled: Engine, dtype: DType, rng: np.random.Generator, n_classes: int
+) -> None:
+    """More than 4 MiB of gradient, at any alignment, is what its rows give in parts; nothing is written around it."""
+    n_rows = 9 * 2**19 // dtype.itemsize // n_classes + 1
+    x, y = cases.normal(rng, (n_rows, n_classes), dtype), cases.labels(rng, n_rows, n_classes)
+    y[::50] = -100
+    step = max(1, n_rows // 7)
+    parts = [slice(first, first + step) for first in range(0, n_rows, step)]
+    want = np.concatenate([compiled.cross_entropy_with_grad(x[p], y[p], reduction="sum").grad for p in parts])
+    buffer = np.empty(x.nbytes + 256, np.uint8)
+    start = 64 - buffer.ctypes.data % 64
+    for offset in (0, 64 - dtype.itemsize, 1):
+        buffer[...] = 0xA5
+        out = at(buffer, start + offset, x)
+        compiled.cross_entropy_with_grad(x, y, reduction="sum", out=out, num_threads=2)
+        assert same_bits(np.array(out), want)
+        assert (buffer[: start + offset] == 0xA5).all()
+        assert (buffer[start + offset + x.nbytes :] == 0xA5).all()
+    z = x.copy()
+    compiled.cross_entropy_with_grad(z, y, reduction="sum", out=z, num_threads=3)
+    assert same_bits(z, want)
+
+
+def test_large_outputs_along_a_strided_axis(compiled: Engine, dtype: DType, rng: np.random.Generator) -> None:
+    """The same with the class axis first and in the middle."""
+    inner = 2**19 // dtype.itemsize + 3
+    x, y = cases.normal(rng, (2, 5, inner), dtype), cases.labels(rng, (2, inner), 5)
+    grad = compiled.cross_entropy_with_grad(x, y, axis=1, reduction="sum").grad
+    for first in range(0, inner, inner // 5):
+        rows = slice(first, first + inner // 5)
+        part = compiled.cross_entropy_with_grad(x[:, :, rows], y[:, rows], axis=1, reduction="sum").grad
+        assert same_bits(part, grad[:, :, rows])
+
+
 def at(buffer: cases.Array, offset: int, like: cases.Array) -> cases.Array:
     return np.ndarray(like.shape, like.dtype, buffer, offset)
 
 
 def test_an_elements_value_does_not_depend_on_its_column(compiled: Engine, dtype: DType) -> None:
     """Tails use the arithmetic of whole vectors: equal logits have bit-equal gradients in every column."""
-    for n_classes in range(2, 4 * lanes(dtype) + 4):
+    for n_classes in range(2, 4 * compiled.lanes(dtype) + 4):
         x = np.full((1, n_classes), 0.7, dtype)
         x[0, 0] = 2
         p = compiled.softmax(x)[0, 1:]

@@ -15,7 +15,7 @@ import cases
 import fastce
 import oracle
 from checks import agree, check_grad, check_value, loss_dtype, same_bits
-from matrix import Engine, lanes
+from matrix import Engine
 
 DType = np.dtype[Any]
 
@@ -48,7 +48,7 @@ def test_axis(engine: Engine, dtype: DType, rng: np.random.Generator, axis: int)
 
 def test_images(engine: Engine, dtype: DType, rng: np.random.Generator) -> None:
     """Class axis 1 of four, with as many neighbours as fill vectors and leave a tail; slices of it do not collapse."""
-    inner = 4 * lanes(dtype) + 3
+    inner = 4 * engine.lanes(dtype) + 3
     x = cases.normal(rng, (3, 5, 2, inner), dtype)
     y = cases.labels(rng, (3, 2, inner), 5)
     y[1, 0, ::3] = -100

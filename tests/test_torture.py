@@ -14,7 +14,7 @@ import pytest
 
 import cases
 from checks import agree
-from matrix import BLOCK, Engine, lanes
+from matrix import BLOCK, Engine
 
 DType = np.dtype[Any]
 
@@ -30,7 +30,8 @@ def test_the_maximum_at_every_position(engine: Engine, dtype: DType, strided: bo
 
     Losing it from the maximum or the sum (a SIMD group, a tail) makes the row NaN, infinite or wrong.
     """
-    widths = [*range(1, 2 * lanes(dtype) + 2), 4 * lanes(dtype) - 1, 4 * lanes(dtype), 4 * lanes(dtype) + 4]
+    lanes = engine.lanes(dtype)
+    widths = [*range(1, lanes + 2), 2 * lanes + 1, 4 * lanes - 1, 4 * lanes, 4 * lanes + 4]
     for n_classes in widths:
         for low in lows(dtype):
             x = np.full((n_classes, n_classes), low).astype(dtype)
@@ -57,9 +58,20 @@ def test_the_maximum_at_every_edge_of_blocks(engine: Engine, dtype: DType) -> No
     agree(engine, x, np.roll(at, 1), reduction="none")
 
 
+def test_a_label_far_below_the_maximum(engine: Engine, dtype: DType) -> None:
+    """Every gap: a kernel that subtracts the label's logit instead of the maximum must see its sum grow too large."""
+    gaps = np.arange(0, 1600 if dtype == np.float64 else 200, 4 if dtype == np.float64 else 1).astype(dtype)
+    for n_classes in (2, 10, 40, 300):
+        x = np.zeros((len(gaps), n_classes), dtype)
+        x[:, 1:] = gaps[:, None]
+        agree(engine, x, np.zeros(len(gaps), int), reduction="none")
+        x[:, 2:] = -3
+        agree(engine, x, np.zeros(len(gaps), int), reduction="none")
+
+
 def test_a_rising_and_a_falling_row(engine: Engine, dtype: DType) -> None:
     """A running maximum that moves at every step, and one that never does."""
-    for n_classes in (lanes(dtype) + 1, 100, BLOCK + 1):
+    for n_classes in (engine.lanes(dtype) + 1, 100, BLOCK + 1):
         ramp = np.linspace(-60, 60, n_classes)
         x = np.stack([ramp, ramp[::-1], np.abs(ramp), -np.abs(ramp)]).astype(dtype)
         for y in (np.zeros(4, int), np.full(4, n_classes - 1), np.full(4, n_classes // 2)):
@@ -71,7 +83,8 @@ def test_the_maximum_at_several_positions(
     engine: Engine, dtype: DType, rng: np.random.Generator, strided: bool
 ) -> None:
     """Ties: exactly one of them is left out of r, wherever they are; the target among them or not."""
-    for n_classes in (2, 3, lanes(dtype), lanes(dtype) + 1, 2 * lanes(dtype) + 3, 4 * lanes(dtype) + 3, 131):
+    lanes = engine.lanes(dtype)
+    for n_classes in (2, 3, lanes, lanes + 1, 2 * lanes + 3, 4 * lanes + 3):
         x = cases.grid(rng, (24, n_classes), dtype, -64, -40)
         for i in range(24):
             x[i, rng.choice(n_classes, min(n_classes, 1 + i % 5), replace=False)] = -8
@@ -179,7 +192,7 @@ def test_subnormal_logits(engine: Engine, dtype: DType) -> None:
     agree(engine, x, np.array([0, 1, 1]), reduction="none")
 
 
-@pytest.mark.parametrize("n_rows", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 5000])
+@pytest.mark.parametrize("n_rows", [0, 1, 63, 64, 65, 255, 257, BLOCK - 1, BLOCK, BLOCK + 1, 5000])
 def test_numbers_of_rows(engine: Engine, n_rows: int, rng: np.random.Generator) -> None:
     """N in {0, 1, block ± 1} and several blocks, with few classes and with one."""
     for n_classes in (1, 2, 10):
