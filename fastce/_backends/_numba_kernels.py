@@ -51,7 +51,7 @@ def kernel(
         vector.end_block(call, tile, block, bad)
 
 
-@njit(forceinline=True)
+@njit(inline="always")
 def measure(call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, out: Any, across: Any, shifted: Any) -> None:
     """Sweep the classes of a tile."""
     vector.get_labels(call, tile, n, x, q)
@@ -68,7 +68,7 @@ def measure(call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, out: Any, 
             tile.pull[i] = tile.top[i] if call.lse else 0.0
 
 
-@njit(forceinline=True)
+@njit(inline="always")
 def output(
     call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, out: Any, logarithm: Any, across: Any, shifted: Any
 ) -> None:

@@ -156,10 +156,12 @@ def no_sum(x: Memory, across: bool) -> Sum:
 
 
 def accumulate(total: Sum, term: Value) -> Sum:
+    """Add a term to each lane of a sum."""
     if len(total) == 1:
         return (total[0] + term,)
     high, dropped = two_sum(total[0], term)
-    return high, total[1] + dropped
+    # Nothing is dropped beside an infinity, of which two_sum makes NaN.
+    return high, total[1] + select(dropped.equals(dropped), dropped, 0.0)
 
 
 def split(values: State, x: Memory) -> tuple[Sum, ...]:
@@ -241,12 +243,10 @@ def sum_of_lanes(total: Sum) -> Value:
     """Return the sum of a row as one float64."""
     if len(total) == 1:
         return total[0].reduce(add)
-    high, low = total
-    while high.count != 1:
-        (a, b), (c, d) = high.halves(), low.halves()
-        high, dropped = two_sum(a, b)
-        low = c + d + dropped
-    return (high + low).lane(0)
+    while total[0].count != 1:
+        (a, b), (c, d) = (part.halves() for part in total)
+        total = accumulate((a, c + d), b)
+    return (total[0] + total[1]).lane(0)
 
 
 class Row(NamedTuple):

@@ -43,7 +43,7 @@ if numba.config.DISABLE_JIT:
 
 VARIANTS = ("parallel", "serial")
 
-NEAR = 256
+NEAR = 128
 """Classes up to this many bytes apart are gathered row by row."""
 
 _inside = threading.Lock()
