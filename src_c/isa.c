@@ -6,9 +6,15 @@
 static bool portable_runs(void) { return true; }
 
 #if defined(__x86_64__)
-static bool avx2_runs(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#include <cpuid.h>
+
+/* Not every compiler's __builtin_cpu_supports knows f16c. */
+static bool f16c_runs(void) {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+
+static bool avx2_runs(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c_runs(); }
 
 static bool avx512_runs(void) {
     return avx2_runs() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
