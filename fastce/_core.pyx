@@ -212,6 +212,16 @@ def isa_names():
     return found
 
 
+def cpu_features():
+    """The features of the processor that the ISAs ask for, each with whether it is there."""
+    cdef const char *const *name = fastce_cpu_feature_names()
+    found = {}
+    while name[0] != NULL:
+        found[name[0].decode()] = bool(fastce_cpu_has(name[0]))
+        name += 1
+    return found
+
+
 def abi_version():
     """The version of the C API."""
     return fastce_abi_version()

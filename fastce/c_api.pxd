@@ -75,5 +75,7 @@ cdef extern from "fastce.h" nogil:
     fastce_status fastce_run(const fastce_problem *problem, const char *isa, int num_threads, fastce_totals *totals)
     const char *const *fastce_isa_names()
     int fastce_isa_runs(const char *isa)
+    const char *const *fastce_cpu_feature_names()
+    int fastce_cpu_has(const char *feature)
     const char *fastce_kernel_name(const fastce_problem *problem)
     int fastce_has_openmp()

@@ -58,6 +58,7 @@ def config() -> dict[str, Any]:
     return {
         "isa": isa(),
         "isas": {name: "runs" if runs else "not on this processor" for name, runs in _core.isa_names().items()},
+        "cpu_features": [name for name, has in _core.cpu_features().items() if has],
         "openmp": _core.has_openmp(),
         "abi_version": _core.abi_version(),
     }

@@ -120,6 +120,10 @@ FASTCE_API fastce_status fastce_run(const fastce_problem *problem, const char *i
 FASTCE_API const char *const *fastce_isa_names(void);
 FASTCE_API int fastce_isa_runs(const char *isa);
 
+/* The processor features that the ISAs ask for, a NULL-terminated list; and whether this processor has one. */
+FASTCE_API const char *const *fastce_cpu_feature_names(void);
+FASTCE_API int fastce_cpu_has(const char *feature);
+
 /* The kernel a problem gets, which depends on the number of classes, the dtype and the class stride only. */
 FASTCE_API const char *fastce_kernel_name(const fastce_problem *problem);
 
