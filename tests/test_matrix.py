@@ -10,7 +10,7 @@ import pytest
 
 import fastce
 from fastce import _backends, _dtypes, _settings
-from matrix import DTYPES, ENGINES, VARIANTS, Engine, expected_isas
+from matrix import DTYPES, ENGINES, NEEDS, VARIANTS, Engine, expected_isas
 
 
 def test_backends_are_those_expected() -> None:
@@ -28,6 +28,13 @@ def test_this_machine_has_the_isas_its_kind_must_have() -> None:
     expected = {"x86_64": {"portable", "avx2", "avx512"}, "aarch64": {"portable", "neon"}}
     assert set(expected_isas()) <= expected.get(platform.machine(), {"portable", "neon"})
     assert expected_isas()[-1] == "portable"
+
+
+def test_the_features_of_the_processor_are_named() -> None:
+    """Those that the expected ISAs need, and no other, by show_config."""
+    found = set(fastce.show_config("dicts")["backends"]["cython"]["cpu_features"])
+    for isa, needed in NEEDS.items():
+        assert (isa in expected_isas()) == (needed <= found)
 
 
 def test_dtypes_are_those_expected() -> None:
