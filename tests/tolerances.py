@@ -68,13 +68,25 @@ def _doubts(rows: Rows, real: Format) -> tuple[Array, Array]:
     with np.errstate(all="ignore"):
         p = np.where(rows.finite[:, None], rows.p, Wide(0))
         d = np.where(rows.finite[:, None] & np.isfinite(rows.x), rows.x - rows.m[:, None], Wide(0))
-        rounded = d.astype(np.float64 if real.bits == 52 else np.float32)
-        # One difference that is not exact puts the whole row under the allowance: kernels subtract running maxima too.
-        exact = (rounded == d).all(-1)
+        # One difference that is not exact puts the whole row under the allowance: kernels subtract running maxima too,
+        # and the label's logit.
+        to_label = np.where(np.isfinite(rows.x), rows.x - _label_logit(rows)[:, None], Wide(0))
+        exact = (_rounded(d, real) == d).all(-1) & (_rounded(to_label, real) == to_label).all(-1)
         each = np.where(exact[:, None], Wide(0), np.abs(d) * real.half_eps)
         lost = np.exp(d) < 2 * real.tiny
         each = np.where(lost, Wide(1), np.minimum(each, 1))
         return each, (p * each).sum(-1)
+
+
+def _rounded(d: Array, real: Format) -> Array:
+    return d.astype(np.float64 if real.bits == 52 else np.float32)
+
+
+def _label_logit(rows: Rows) -> Array:
+    """The logit of the one class that has the target's mass; m where there is not one such class."""
+    one = (rows.q > 0).sum(-1) == 1
+    logit = np.where(rows.q > 0, rows.x, Wide(0)).sum(-1)
+    return np.where(one & np.isfinite(logit), logit, np.where(rows.finite, rows.m, Wide(0)))
 
 
 def lse(rows: Rows, dtype: np.dtype[Any]) -> Array:
