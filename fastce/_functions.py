@@ -173,12 +173,13 @@ def cross_entropy(
     :math:`Q\,\mathrm{log1p}(r) + \sum q_k (m - x_k)` [1]_: no exponential overflows, no two terms cancel, so that
     tiny losses keep their relative accuracy. Sums over rows are float64 and the same for any number of threads.
 
-    In units in the last place (ULP) of float32, or of float64 for float64 logits, the loss of a row is within 4 ULP of
-    the exact value, relative to itself however small it is. On top of that comes what no method that subtracts first
-    can avoid: where some :math:`x_k - m` of the row is not exact, half a ULP of each of them, relative, in its
-    exponential, weighted by :math:`Q p_k`. A z-loss adds :math:`z` times what the square of the log-sum-exp is off by,
-    which itself is within 4 ULP of :math:`\max(|m|, \log(1 + r))`. An :math:`e^{x_k - m}` below twice the smallest
-    normal number may be lost. The tests hold every backend to these bounds.
+    In units in the last place (ULP) of float32, or of float64 for float64 logits, the loss of a row is within 4 ULP
+    of the exact value, relative to itself however small it is. On top of that comes what no method that subtracts
+    first can avoid: in a row where some difference of a logit to :math:`m` or to the label's is not exact, half a ULP
+    of each :math:`x_k - m`, relative, in its exponential, weighted by :math:`Q p_k`. A z-loss adds :math:`z` times
+    what the square of the log-sum-exp is off by, which itself is within 4 ULP of :math:`\max(|m|, \log(1 + r))`. An
+    :math:`e^{x_k - m}` below twice the smallest normal number may be lost. The tests hold every backend to these
+    bounds.
 
     **Special values.** A logit of -inf is a class that is excluded: its probability is 0, and a target that puts
     mass on it makes the loss +inf. A row with NaN or +inf, or of -inf alone, has the loss NaN; ignored rows are
