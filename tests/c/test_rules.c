@@ -624,33 +624,51 @@ static void test_threads(void) {
         }
 }
 
-/* An output that is written past the caches has the bits of one that is not, aligned to vectors, to elements or to nothing. */
+/* Ignored rows one by one and, in the first quarter, more often than not; tiny losses, for sums that round. */
+static inputs streamed_inputs(const option *o, int64_t n, int64_t classes) {
+    inputs in = make_inputs(o, 1, n, classes);
+    for (int64_t i = 0; i < n; i++) {
+        bool ignored = i < n / 4 && random_below(5) < 3;
+        if (ignored && in.has_ignore_index) in.labels[i] = in.ignore_index;
+        if (ignored && in.sample_weight) in.sample_weight[i] = 0;
+        if (in.labels[i] >= 0 && i % 3 == 0) in.x[i * classes + in.labels[i]] = 64;
+    }
+    return in;
+}
+
+/* An output that is written past the caches has the bits of one that is not, aligned to vectors, to elements or to
+ * nothing; and the losses, their sum too, are those without any output. */
 static void test_streamed_output(void) {
-    enum { CLASSES = 2051, STREAMED_BYTES = (1 << 22) + (1 << 18) };
+    enum { STREAMED_BYTES = (1 << 22) + (1 << 18) };
     for (int d = 0; d < LOGITS_DTYPES; d++) {
         int size = dtype_size(logits_dtypes[d]);
-        int64_t n = STREAMED_BYTES / size / CLASSES;
-        inputs in = make_inputs(d % 2 ? option_named("smoothing") : plain, 1, n, CLASSES);
-        for (const char *const *isa = running_isas(); *isa; isa++) {
-            const int shifts[] = {0, size, 1};
-            for (int s = 0; s < 3; s++) {
+        const int64_t class_counts[] = {2051, 300, 37};
+        const int shifts[] = {0, size, 1};
+        for (int s = 0; s < 3; s++) {
+            if (size == 2 && s != 1) continue; /* most elements, and the same code */
+            int64_t classes = class_counts[s], n = STREAMED_BYTES / size / classes;
+            inputs in = streamed_inputs(option_named(d % 2 ? "sample weights" : "ignored rows"), n, classes);
+            for (const char *const *isa = running_isas(); *isa; isa++) {
                 way w = way_of(*isa, logits_dtypes[d], rows_layout);
-                if (size == 2 && s != 1) continue; /* most elements, and the same code */
                 w.logits.shift = w.out.shift = shifts[s];
-                outputs all = run(&in, FASTCE_GRAD, &w);
+                outputs all = run(&in, FASTCE_GRAD, &w), losses = run(&in, FASTCE_LOSS, &w);
                 bool right = all.stayed_inside;
-                for (int64_t i = 0; i < n; i += n / 7) {
+                for (int64_t i = 0; i < n; i += n / 30) {
                     inputs one = one_row(&in, i);
                     outputs alone = run(&one, FASTCE_GRAD, &w);
                     right &=
-                        same(alone.values[0], all.values[i]) && all_same(alone.out, all.out + i * CLASSES, CLASSES);
+                        same(alone.values[0], all.values[i]) && all_same(alone.out, all.out + i * classes, classes);
                     free_outputs(&alone);
                 }
                 check(right, "%s, shifted by %d", describe("a streamed output", "many rows", &in, &w), shifts[s]);
+                check(same_outputs(&in, FASTCE_LOSS, &all, &losses), "%s: %.17g, not %.17g",
+                      describe("losses beside a streamed output", "many rows", &in, &w), all.totals.loss,
+                      losses.totals.loss);
                 free_outputs(&all);
+                free_outputs(&losses);
             }
+            free_inputs(&in);
         }
-        free_inputs(&in);
     }
 }
 
