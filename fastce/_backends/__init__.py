@@ -10,6 +10,7 @@ import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
+from fastce._backends import _numba_forks  # noqa: F401  forks are watched before any backend is loaded
 from fastce.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
