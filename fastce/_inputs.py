@@ -161,11 +161,12 @@ def bad_row(request: Request, row: int) -> Exception:
             return ValueError(f"sample_weight: expected finite numbers >= 0, got {weight!r} at index {index}")
     if p.dense is not None:
         values = p.dense[index].astype(np.float64)
-        wrong = ~((values >= 0) & (values < math.inf))
+        wrong = ~((values >= 0) & (values <= np.finfo(p.real).max))
         if wrong.any():
             k = int(wrong.argmax())
             at = (*index[: request.axis], k, *index[request.axis :])
-            return ValueError(f"target: expected finite numbers >= 0, got {float(values[k])!r} at index {at}")
+            beyond = f" in the range of {p.real}" if 0 <= values[k] < math.inf else ""
+            return ValueError(f"target: expected finite numbers >= 0{beyond}, got {float(values[k])!r} at index {at}")
     return ValueError(f"target: row {index} changed while it was being read")
 
 

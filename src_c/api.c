@@ -174,7 +174,7 @@ static int64_t visit_run(const call *c, run *u, int64_t count, partial *sums, ch
             for (int64_t i = 0; i < n; i++) kept -= batch.weight[i] == 0;
         /* While most of its rows are wanted, a batch stays whole: its neighbours are loaded, or stored, together. */
         bool dense = t->problem->target_kind == FASTCE_DENSE;
-        bool whole = kept == n || (kept > n / 2 && !dense && (t->lanes || t->stream));
+        bool whole = kept == n || (kept > n / 2 && !dense);
         if (whole && u->waiting.count == 0) {
             batch.consecutive = true;
             batch.first = done;
@@ -252,6 +252,7 @@ static bool problem_is_valid(const fastce_problem *q) {
     bool has_target = q->target_kind != FASTCE_NO_TARGET;
     bool wants_target = q->output == FASTCE_LOSS || q->output == FASTCE_GRAD;
     if ((unsigned)q->output >= FASTCE_OUTPUT_COUNT || (unsigned)q->target_kind >= FASTCE_TARGET_COUNT) return false;
+    if (q->output == FASTCE_LSE && !q->row_values) return false;
     if (has_target != wants_target || q->n_axes < 0 || q->n_axes > MAX_AXES || q->n_classes < 0) return false;
     if (!array_is_valid(&q->logits, true, true) || !array_is_valid(&q->target, false, has_target) ||
         !array_is_valid(&q->sample_weight, false, false) || !array_is_valid(&q->out, true, writes) ||

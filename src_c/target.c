@@ -121,12 +121,13 @@ int64_t load_targets(const task *t, const char *const at[], const ptrdiff_t step
 int64_t first_bad_dense_row(const task *t, const char *dense, ptrdiff_t step, int64_t count) {
     const fastce_array *a = &t->problem->target;
     int64_t classes = t->problem->n_classes;
+    double largest = t->problem->logits.dtype == FASTCE_F64 ? DBL_MAX : FLT_MAX; /* of the arithmetic */
     if (a->dtype == FASTCE_BOOL || (a->dtype >= FASTCE_U8 && a->dtype <= FASTCE_U64)) return -1;
     for (int64_t i = 0; i < count; i++) {
         const char *row = dense + i * step;
         for (int64_t k = 0; k < classes; k++) {
             double x = load_number(row + k * a->class_stride, a->dtype, a->byte_swapped);
-            if (!(x >= 0 && x <= DBL_MAX)) return i;
+            if (!(x >= 0 && x <= largest)) return i;
         }
     }
     return -1;

@@ -147,3 +147,13 @@ def test_errors_are_the_same_from_every_backend() -> None:
                 engine.cross_entropy(**bad_inputs.good() | bad.arguments())
             texts.add(str(raised.value))
         assert len(texts) == 1, texts
+
+
+def test_dense_targets_beyond_the_arithmetic(engine: Engine) -> None:
+    """A float64 target that float32 arithmetic cannot hold is refused by name, not made infinite."""
+    target = np.full((3, 40), 0.1)
+    target[1, 2] = 1e300
+    for function in (engine.cross_entropy, engine.cross_entropy_with_grad):
+        with pytest.raises(ValueError, match=r"range of float32, got 1e\+300 at index \(1, 2\)"):
+            function(np.zeros((3, 40), np.float32), target)
+    assert engine.cross_entropy(np.zeros((3, 40)), target, reduction="none")[1] > 1e300

@@ -37,7 +37,7 @@ def _scan(p: Problem) -> Totals:
         if p.class_weight is not None:
             weight = weight * p.class_weight[np.where(ignored | bad, 0, p.labels).astype(np.intp)]
     elif p.dense is not None:
-        bad |= ~(np.isfinite(p.dense) & (p.dense >= 0)).all(axis=1)
+        bad |= ~(np.isfinite(p.dense.astype(p.real)) & (p.dense >= 0)).all(axis=1)
         weight = s
     if bad.any():
         return Totals(int(bad.argmax()), 0.0, 0.0)
