@@ -116,8 +116,8 @@ def cross_entropy(
         Arrays of other libraries are read in place where they lie in host memory.
     target : array_like
         Integer labels of the shape of ``logits`` without the class axis, or a dense target of the shape of
-        ``logits``: finite numbers >= 0 of any floating, integer or boolean dtype, which need not sum to 1. The
-        number of dimensions decides.
+        ``logits``: numbers >= 0 of any floating, integer or boolean dtype, finite in float32 (in float64 for
+        float64 logits), which need not sum to 1. The number of dimensions decides.
     axis : int, default -1
         The class axis.
     weight : array_like, optional
