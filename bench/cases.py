@@ -1,7 +1,7 @@
 """The one list of what is measured, and the arrays it is measured on.
 
-A case says what is computed, on what, and which regime it stands for; who computes it is in systems.py. The table,
-the pytest-benchmark suites and whatever reports on them take their cases from here.
+A case says what is computed, on what, and which regime it stands for; who computes it is in ours.py and peers.py. The
+table, the pytest-benchmark suites and whatever reports on them take their cases from here.
 """
 
 from __future__ import annotations
