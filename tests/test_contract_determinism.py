@@ -96,7 +96,7 @@ def test_alignment(compiled: Engine, dtype: DType, rng: np.random.Generator) -> 
             assert same_bits(np.array(out), want.grad)
 
 
-@pytest.mark.parametrize("n_classes", [2, 33, 131, BLOCK + 5, 20001])
+@pytest.mark.parametrize("n_classes", [33, 20001])
 def test_outputs_too_large_for_the_caches(
     compiled: Engine, dtype: DType, rng: np.random.Generator, n_classes: int
 ) -> None:
