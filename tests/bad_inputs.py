@@ -194,6 +194,7 @@ TARGET = [
     ),
     Bad("negative dense target", _dense((1, 2), -0.5), ValueError, r"target: .*-0\.5 at index \(1, 2\)", FILES),
     Bad("NaN in a dense target", _dense((0, 1), NAN), ValueError, r"target: .*nan at index \(0, 1\)", FILES),
+    Bad("dense target over float32", _dense((1, 0), 1e300), ValueError, r"target: .*1e\+300 at index \(1, 0\)", FILES),
     Bad(
         "inf in a dense target", _dense((1, 0), INF, np.float32), ValueError, r"target: .*inf at index \(1, 0\)", FILES
     ),
