@@ -223,20 +223,21 @@ def in_float64(terms: list[Value], row: bool) -> Value:
 
 
 def relative_to(top: Value, x: Memory, before: Value, ties: Value, *sums: Value) -> State:
-    """Return a state rescaled to a maximum that is not lower."""
+    """Return a state rescaled to a maximum that is not lower; one tie a lane stays apart, so that none overflows."""
     total, *target = split(sums, x)
     moves = top > before
     factor = select(moves, exponential(before - top), 1.0).to("f8")
     # Where all was −inf so far, pull is infinite or 0, and stays.
     distance = select(moves, select(before > -math.inf, top - before, 0.0), 0.0).to("f8")
-    counted = select(moves, ties, 0).number("f8")
+    kept = select(moves, ties.like(0), select(ties > 0, ties.like(1), 0))
+    counted = (ties - kept).number("f8")
     if total[0].count != top.count:  # a row: its maximum is the same in each lane
         factor, distance, counted = factor.halves()[0], distance.halves()[0], add(*counted.halves())
     total = accumulate(tuple(part * factor for part in total), counted * factor)
     if target:
         mass, pull = target
         target = [mass, accumulate(pull, distance * mass[0])]
-    return top, select(moves, ties.like(0), ties), *total, *(part for each_sum in target for part in each_sum)
+    return top, kept, *total, *(part for each_sum in target for part in each_sum)
 
 
 def sum_of_lanes(total: Sum) -> Value:

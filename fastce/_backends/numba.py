@@ -159,7 +159,7 @@ _alive: list[Any] = []
 def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
     """Return the types of the kernel's arguments that stand for types: x, dense, q, out, logarithm, across, shifted."""
     real = "f8" if p.real == np.float64 else "f4"
-    dense = types.none if p.dense is None else Stream(_code(p.dense), "f8" if checking else real)
+    dense = types.none if p.dense is None else Stream(_code(p.dense), real)
     if checking:
         across = p.dense is not None and _across(p.dense)
         return types.none, dense, types.none, types.none, types.none, types.int64 if across else types.none, types.none
