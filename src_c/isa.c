@@ -16,11 +16,15 @@ HAS(avx512bw)
 HAS(avx512dq)
 HAS(avx512vl)
 
-/* Not every compiler's __builtin_cpu_supports knows it. */
-static int has_f16c(void) {
+/* Not every compiler's __builtin_cpu_supports knows it. Asked once: under a hypervisor the question takes microseconds. */
+static bool f16c;
+
+__attribute__((constructor)) static void look_for_f16c(void) {
     unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+    f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+
+static int has_f16c(void) { return f16c; }
 
 static bool avx2_runs(void) { return has_avx2() && has_fma() && has_f16c(); }
 
