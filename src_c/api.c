@@ -88,7 +88,8 @@ static int64_t find_row(const walk *w, int64_t row, const char *at[ARRAY_COUNT])
 typedef struct call {
     task task;
     walk walk;
-    const kernels *kernels; /* NULL: scan */
+    const kernels *kernels;
+    bool scan; /* the targets only */
     int64_t chunk_rows;
     partial *partials;
     char *scratch;
@@ -102,7 +103,7 @@ typedef struct run {
     rows waiting;
 } run;
 
-static int64_t visit(const call *c, rows *r, partial *sums, char *scratch) {
+static int64_t visit(const call *c, rows *r, chunk_sums *sums, char *scratch) {
     int64_t bad = r->count ? c->kernels->visit(&c->task, r, sums, scratch) : -1;
     int64_t row = bad < 0 ? -1 : row_of(r, bad);
     r->count = 0;
@@ -121,7 +122,7 @@ static void zero_row(const fastce_problem *q, char *out, char *value, size_t val
 }
 
 /* Visits the rows of a batch that are not ignored together with those that wait; returns the first bad row of the run. */
-static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t first, partial *sums, char *scratch) {
+static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t first, chunk_sums *sums, char *scratch) {
     const fastce_problem *q = c->task.problem;
     size_t value_size = q->logits.dtype == FASTCE_F64 ? 8 : 4;
     rows *w = &u->waiting;
@@ -129,7 +130,7 @@ static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t firs
         int64_t row = first + i, bad = -1;
         if (batch->weight[i] == 0) {
             if (q->target_kind == FASTCE_DENSE) {
-                bad = first_bad_dense_row(&c->task, u->at[TARGET] + row * u->step[TARGET], 0, 1);
+                bad = c->kernels->first_bad_dense_row(&c->task, u->at[TARGET] + row * u->step[TARGET], 0, 1);
                 if (bad == 0) {
                     int64_t earlier = visit(c, w, sums, scratch);
                     return earlier < 0 ? row : earlier;
@@ -152,19 +153,21 @@ static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t firs
 }
 
 /* Visits count rows of a run in batches; returns its first bad row, or -1. */
-static int64_t visit_run(const call *c, run *u, int64_t count, partial *sums, char *scratch) {
+static int64_t visit_run(const call *c, run *u, int64_t count, chunk_sums *sums, char *scratch) {
     const task *t = &c->task;
     rows batch = u->waiting;
     for (int64_t done = 0; done < count; done += batch.count) {
         int64_t n = count - done < VISIT_ROWS ? count - done : VISIT_ROWS, bad;
         const char *at[ARRAY_COUNT];
         for (int a = 0; a < ARRAY_COUNT; a++) at[a] = u->at[a] ? u->at[a] + done * u->step[a] : NULL;
-        int64_t bad_target = load_targets(t, at, u->step, n, &batch, sums);
-        if (!c->kernels || bad_target >= 0) {
+        int64_t bad_target = c->kernels->load_targets(t, at, u->step, n, &batch, &sums->total);
+        if (c->scan || bad_target >= 0) {
             bool dense = t->problem->target_kind == FASTCE_DENSE;
             bad = visit(c, &u->waiting, sums, scratch);
             if (bad >= 0) return bad;
-            bad = dense ? first_bad_dense_row(t, at[TARGET], u->step[TARGET], bad_target < 0 ? n : bad_target) : -1;
+            bad = dense
+                      ? c->kernels->first_bad_dense_row(t, at[TARGET], u->step[TARGET], bad_target < 0 ? n : bad_target)
+                      : -1;
             if (bad < 0) bad = bad_target;
             if (bad >= 0) return done + bad;
             continue;
@@ -193,18 +196,16 @@ static void visit_chunk(void *context, int64_t chunk, int worker) {
     const call *c = context;
     const walk *w = &c->walk;
     const fastce_problem *q = c->task.problem;
-    partial *sums = &c->partials[chunk];
     char *scratch = c->scratch + (size_t)worker * c->scratch_bytes;
     int64_t row = chunk * c->chunk_rows, end = row + c->chunk_rows;
     if (end > w->n_rows) end = w->n_rows;
     int64_t value_size = q->logits.dtype == FASTCE_F64 ? 8 : 4;
     ptrdiff_t step[ARRAY_COUNT];
     for (int a = 0; a < ARRAY_COUNT; a++) step[a] = w->stride[a][w->n_axes - 1];
-    memset(sums, 0, sizeof *sums);
-    sums->bad_row = -1;
+    chunk_sums sums = {.total = {.bad_row = -1}};
 
     run u = {.step = step};
-    while (row < end) {
+    while (row < end && sums.total.bad_row < 0) {
         int64_t count = find_row(w, row, u.at);
         if (count > end - row) count = end - row;
         rows *r = &u.waiting;
@@ -218,13 +219,15 @@ static void visit_chunk(void *context, int64_t chunk, int worker) {
         r->logits_step = step[LOGITS];
         r->dense_step = step[TARGET];
         r->out_step = step[OUT];
-        int64_t bad = visit_run(c, &u, count, sums, scratch);
-        if (bad >= 0) {
-            sums->bad_row = row + bad;
-            return;
-        }
+        int64_t bad = visit_run(c, &u, count, &sums, scratch);
+        if (bad >= 0) sums.total.bad_row = row + bad;
         row += count;
     }
+    for (int i = 0; i < MOST_LANES; i++) {
+        add_exactly(&sums.total.loss, &sums.total.loss_lost, sums.loss[i]);
+        sums.total.loss_lost += sums.lost[i];
+    }
+    c->partials[chunk] = sums.total;
 }
 
 static void total(const partial *p, int64_t count, fastce_totals *totals) {
@@ -318,17 +321,16 @@ static void convert_class_arrays(const fastce_problem *q, task *t, char *room) {
 
 static size_t round_up(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
 
-static fastce_status carry_out(const fastce_problem *q, const isa *isa, int num_threads, fastce_totals *totals) {
-    call c = {0};
+static fastce_status carry_out(const fastce_problem *q, const isa *isa, bool scan, int num_threads,
+                               fastce_totals *totals) {
+    call c = {.scan = scan};
     *totals = (fastce_totals){.bad_row = -1};
     if (!problem_is_valid(q) || !plan_walk(q, &c.walk)) return FASTCE_BAD_ARGUMENT;
     if (c.walk.n_rows == 0) return FASTCE_OK;
     if (q->n_classes == 0) return FASTCE_BAD_ARGUMENT;
     plan_task(q, &c.walk, &c.task);
-    if (isa) {
-        c.kernels = q->logits.dtype == FASTCE_F64 ? isa->f64 : isa->f32;
-        c.scratch_bytes = round_up(c.kernels->scratch_bytes(&c.task));
-    }
+    c.kernels = q->logits.dtype == FASTCE_F64 ? isa->f64 : isa->f32;
+    if (!scan) c.scratch_bytes = round_up(c.kernels->scratch_bytes(&c.task));
 
     int64_t n_rows = c.walk.n_rows, classes = q->n_classes;
     c.chunk_rows = CHUNK_LOGITS / classes / VISIT_ROWS * VISIT_ROWS;
@@ -356,11 +358,11 @@ static fastce_status carry_out(const fastce_problem *q, const isa *isa, int num_
 }
 
 fastce_status fastce_scan(const fastce_problem *q, int num_threads, fastce_totals *totals) {
-    return carry_out(q, NULL, num_threads, totals);
+    return carry_out(q, find_isa(NULL), true, num_threads, totals);
 }
 
 fastce_status fastce_run(const fastce_problem *q, const char *isa_name, int num_threads, fastce_totals *totals) {
     const isa *found = find_isa(isa_name);
     if (!found) return FASTCE_BAD_ISA;
-    return carry_out(q, found, num_threads, totals);
+    return carry_out(q, found, false, num_threads, totals);
 }

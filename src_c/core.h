@@ -1,4 +1,4 @@
-/* What the driver (api.c), the target loader (target.c) and the kernels share: a call planned, and a few rows of it.
+/* What the driver (api.c) and the kernels share: a call planned, and a few rows of it.
  * Nothing here depends on an ISA. */
 #ifndef FASTCE_CORE_H
 #define FASTCE_CORE_H
@@ -8,7 +8,7 @@
 #include <stdbool.h>
 
 /* A visit handles up to this many rows at once: enough to fill vectors of rows, few enough to stay in L1. */
-enum { VISIT_ROWS = 64 };
+enum { VISIT_ROWS = 128 };
 
 /* Long rows are read in blocks of classes of this many: a block and its exponentials stay in L1. */
 enum { BLOCK_CLASSES = 2048 };
@@ -64,23 +64,30 @@ typedef struct partial {
     double weight, weight_lost;
 } partial;
 
+/* The same while the chunk is visited: losses lane by lane. */
+enum { MOST_LANES = 16 };
+
+typedef struct chunk_sums {
+    partial total; /* without loss */
+    double loss[MOST_LANES], lost[MOST_LANES];
+} chunk_sums;
+
 static inline void add_exactly(double *sum, double *lost, double x) {
     double s = *sum + x, t = s - *sum;
     *lost += (*sum - (s - t)) + (x - t);
     *sum = s;
 }
 
-/* Kernels of one ISA and one arithmetic: visit rows, fill values and out, add the losses. Returns -1, or i where the dense
- * target of row i of the visit is the first that is not acceptable. scratch has scratch_bytes(task). */
+/* Kernels of one ISA and one arithmetic. */
 typedef struct kernels {
-    int64_t (*visit)(const task *t, rows *r, partial *sums, char *scratch);
+    /* Visits rows: fills values and out, adds the losses. Returns -1, or i where the dense target of row i of the visit is
+     * the first that is not acceptable. scratch has scratch_bytes(task). */
+    int64_t (*visit)(const task *t, rows *r, chunk_sums *sums, char *scratch);
     size_t (*scratch_bytes)(const task *t);
+    /* See kernels/targets.h. */
+    int64_t (*load_targets)(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count, rows *r,
+                            partial *sums);
+    int64_t (*first_bad_dense_row)(const task *t, const char *dense, ptrdiff_t step, int64_t count);
 } kernels;
-
-/* target.c: fills label, label_mass, weight and grad_scale of count rows and adds their weights; returns the index of
- * the first row whose label or sample weight is not acceptable, or -1. */
-int64_t load_targets(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count, rows *r,
-                     partial *sums);
-int64_t first_bad_dense_row(const task *t, const char *dense, ptrdiff_t step, int64_t count);
 
 #endif

@@ -136,6 +136,16 @@ def test_grad_output_as_loss_scaling(engine: Engine, rng: np.random.Generator) -
     assert np.abs(scaled.astype(np.float64) / 2**14 - exact.grad).sum() < lost / 5
 
 
+def test_small_grad_output_of_unlikely_labels(engine: Engine, dtype: DType, rng: np.random.Generator) -> None:
+    """Clause 10: a gradient that is a normal number keeps its digits, however small the factors it is made of."""
+    for n_classes in (2, 10, 40):
+        x, y = cases.normal(rng, (9, n_classes), dtype), np.zeros(9, int)
+        x[:, 1] = np.array([0, 20, 40, 50, 60, 65, 68, 70, 75]).astype(dtype)
+        for upstream in (1e-3, -1e-10, 1e-20, 1e-30):
+            agree(engine, x, y, reduction="sum", grad_output=upstream)
+            agree(engine, x, y, reduction="none", grad_output=upstream * np.geomspace(1, 1e-6, 9))
+
+
 def test_rows_of_the_gradient_sum_to_zero(engine: Engine, dtype: DType, rng: np.random.Generator) -> None:
     """Clause 10: within rounding, without z-loss, whatever the target."""
     stored, real = tolerances.FORMATS[dtype], tolerances.arithmetic(dtype)

@@ -39,6 +39,13 @@ static inline ivec i_sub(ivec a, ivec b) { return _mm256_sub_epi32(a, b); }
 static inline ivec i_to_exponent(ivec a) { return _mm256_slli_epi32(a, MANTISSA_BITS); }
 static inline ivec i_from_exponent(ivec a) { return _mm256_srli_epi32(a, MANTISSA_BITS); }
 
+/* See avx512_f32.c. */
+enum { EXP_STEPS = 8 };
+static inline ivec i_exp2(ivec n) {
+    const ivec fractions = _mm256_setr_epi32(0, -0x46a3e, -0x7c810, -0xa0129, -0xafb0d, -0xa98d6, -0x8bb03, -0x53f39);
+    return _mm256_add_epi32(_mm256_permutevar8x32_epi32(fractions, n), _mm256_slli_epi32(n, MANTISSA_BITS - 3));
+}
+
 static inline __m256i first_lanes(int64_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -80,9 +87,8 @@ static inline void v_clear(double *sums, double *lost) {
     _mm256_storeu_pd(sums, _mm256_setzero_pd());
     _mm256_storeu_pd(sums + 4, _mm256_setzero_pd());
 }
-static inline vec v_total(const double *sums, const double *lost) {
-    (void)lost;
-    __m128 low = _mm256_cvtpd_ps(_mm256_loadu_pd(sums)), high = _mm256_cvtpd_ps(_mm256_loadu_pd(sums + 4));
+static inline vec v_from_doubles(const double *p) {
+    __m128 low = _mm256_cvtpd_ps(_mm256_loadu_pd(p)), high = _mm256_cvtpd_ps(_mm256_loadu_pd(p + 4));
     return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
 }
 static inline double v_sum(vec a) {
@@ -94,13 +100,13 @@ static inline double v_sum(vec a) {
 
 /* See avx512_f32.c. */
 enum { COLUMNS = 4 };
-static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
-    __m256 a = _mm256_castps128_ps256(_mm_loadu_ps((const float *)(row[0] + offset)));
-    return _mm256_insertf128_ps(a, _mm_loadu_ps((const float *)(row[4] + offset)), 1);
+static inline vec v_load_pieces(const char *p, ptrdiff_t step) {
+    __m256 a = _mm256_castps128_ps256(_mm_loadu_ps((const float *)p));
+    return _mm256_insertf128_ps(a, _mm_loadu_ps((const float *)(p + 4 * step)), 1);
 }
-static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
-    _mm_storeu_ps(to, _mm256_castps256_ps128(a));
-    _mm_storeu_ps(to + 4 * row_size, _mm256_extractf128_ps(a, 1));
+static inline void v_store_pieces(char *to, ptrdiff_t step, vec a) {
+    _mm_storeu_ps((float *)to, _mm256_castps256_ps128(a));
+    _mm_storeu_ps((float *)(to + 4 * step), _mm256_extractf128_ps(a, 1));
 }
 static inline void v_transpose(vec *a) {
     __m256 t0 = _mm256_unpacklo_ps(a[0], a[1]), t1 = _mm256_unpackhi_ps(a[0], a[1]);
@@ -109,6 +115,16 @@ static inline void v_transpose(vec *a) {
     a[1] = _mm256_shuffle_ps(t0, t2, 0xee);
     a[2] = _mm256_shuffle_ps(t1, t3, 0x44);
     a[3] = _mm256_shuffle_ps(t1, t3, 0xee);
+}
+static inline void v_unzip(vec *a) {
+    vec even = _mm256_shuffle_ps(a[0], a[1], 0x88), odd = _mm256_shuffle_ps(a[0], a[1], 0xdd);
+    a[0] = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(even), 0xd8));
+    a[1] = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(odd), 0xd8));
+}
+static inline void v_zip(vec *a) {
+    vec low = _mm256_unpacklo_ps(a[0], a[1]), high = _mm256_unpackhi_ps(a[0], a[1]);
+    a[0] = _mm256_permute2f128_ps(low, high, 0x20);
+    a[1] = _mm256_permute2f128_ps(low, high, 0x31);
 }
 
 static inline void v_fence(void) { _mm_sfence(); }

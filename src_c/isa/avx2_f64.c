@@ -39,6 +39,9 @@ static inline ivec i_sub(ivec a, ivec b) { return _mm256_sub_epi64(a, b); }
 static inline ivec i_to_exponent(ivec a) { return _mm256_slli_epi64(a, MANTISSA_BITS); }
 static inline ivec i_from_exponent(ivec a) { return _mm256_srli_epi64(a, MANTISSA_BITS); }
 
+enum { EXP_STEPS = 1 };
+static inline ivec i_exp2(ivec n) { return i_to_exponent(n); }
+
 static inline __m256i first_lanes(int64_t n) {
     return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
 }
@@ -60,7 +63,7 @@ static inline void v_clear(double *sums, double *lost) {
     _mm256_storeu_pd(sums, _mm256_setzero_pd());
     _mm256_storeu_pd(lost, _mm256_setzero_pd());
 }
-static inline vec v_total(const double *sums, const double *lost) { return v_add(v_load(sums), v_load(lost)); }
+static inline vec v_from_doubles(const double *p) { return v_load(p); }
 static inline double v_sum(vec a) {
     __m128d two = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
@@ -68,18 +71,28 @@ static inline double v_sum(vec a) {
 
 /* See avx512_f32.c. */
 enum { COLUMNS = 2 };
-static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
-    __m256d a = _mm256_castpd128_pd256(_mm_loadu_pd((const double *)(row[0] + offset)));
-    return _mm256_insertf128_pd(a, _mm_loadu_pd((const double *)(row[2] + offset)), 1);
+static inline vec v_load_pieces(const char *p, ptrdiff_t step) {
+    __m256d a = _mm256_castpd128_pd256(_mm_loadu_pd((const double *)p));
+    return _mm256_insertf128_pd(a, _mm_loadu_pd((const double *)(p + 2 * step)), 1);
 }
-static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
-    _mm_storeu_pd(to, _mm256_castpd256_pd128(a));
-    _mm_storeu_pd(to + 2 * row_size, _mm256_extractf128_pd(a, 1));
+static inline void v_store_pieces(char *to, ptrdiff_t step, vec a) {
+    _mm_storeu_pd((double *)to, _mm256_castpd256_pd128(a));
+    _mm_storeu_pd((double *)(to + 2 * step), _mm256_extractf128_pd(a, 1));
 }
 static inline void v_transpose(vec *a) {
     __m256d low = _mm256_unpacklo_pd(a[0], a[1]);
     a[1] = _mm256_unpackhi_pd(a[0], a[1]);
     a[0] = low;
+}
+static inline void v_unzip(vec *a) {
+    vec even = _mm256_unpacklo_pd(a[0], a[1]), odd = _mm256_unpackhi_pd(a[0], a[1]);
+    a[0] = _mm256_permute4x64_pd(even, 0xd8);
+    a[1] = _mm256_permute4x64_pd(odd, 0xd8);
+}
+static inline void v_zip(vec *a) {
+    vec low = _mm256_unpacklo_pd(a[0], a[1]), high = _mm256_unpackhi_pd(a[0], a[1]);
+    a[0] = _mm256_permute2f128_pd(low, high, 0x20);
+    a[1] = _mm256_permute2f128_pd(low, high, 0x31);
 }
 
 static inline void v_fence(void) { _mm_sfence(); }

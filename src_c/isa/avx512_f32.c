@@ -40,6 +40,15 @@ static inline ivec i_sub(ivec a, ivec b) { return _mm512_sub_epi32(a, b); }
 static inline ivec i_to_exponent(ivec a) { return _mm512_slli_epi32(a, MANTISSA_BITS); }
 static inline ivec i_from_exponent(ivec a) { return _mm512_srli_epi32(a, MANTISSA_BITS); }
 
+/* The bits of 2^(n / EXP_STEPS), from an n with the bias in it: a table has the fractions, less what n's low bits add. */
+enum { EXP_STEPS = 16 };
+static inline ivec i_exp2(ivec n) {
+    const ivec fractions =
+        _mm512_setr_epi32(0, -0x2553d, -0x46a3e, -0x63c2d, -0x7c810, -0x90ace, -0xa0129, -0xaa7c1, -0xafb0d, -0xaf75c,
+                          -0xa98d6, -0x9db74, -0x8bb03, -0x73321, -0x53f39, -0x2da83);
+    return _mm512_add_epi32(_mm512_permutexvar_epi32(n, fractions), _mm512_slli_epi32(n, MANTISSA_BITS - 4));
+}
+
 static inline vec v_load(const real *p) { return _mm512_loadu_ps(p); }
 static inline void v_store(real *p, vec a) { _mm512_storeu_ps(p, a); }
 static inline void v_stream(real *p, vec a) { _mm512_stream_ps(p, a); }
@@ -71,15 +80,14 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), _mm512_cvtps_pd(low)));
     _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), _mm512_cvtps_pd(high)));
 }
-/* Sums of lanes in float64: cleared, and rounded to the lanes' type. */
+/* Sums of lanes in float64, cleared. */
 static inline void v_clear(double *sums, double *lost) {
     (void)lost;
     _mm512_storeu_pd(sums, _mm512_setzero_pd());
     _mm512_storeu_pd(sums + 8, _mm512_setzero_pd());
 }
-static inline vec v_total(const double *sums, const double *lost) {
-    (void)lost;
-    __m256 low = _mm512_cvtpd_ps(_mm512_loadu_pd(sums)), high = _mm512_cvtpd_ps(_mm512_loadu_pd(sums + 8));
+static inline vec v_from_doubles(const double *p) {
+    __m256 low = _mm512_cvtpd_ps(_mm512_loadu_pd(p)), high = _mm512_cvtpd_ps(_mm512_loadu_pd(p + 8));
     return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
 /* The sum of all lanes, in float64. */
@@ -91,17 +99,17 @@ static inline double v_sum(vec a) {
 /* A piece is what 16 bytes hold of a row; COLUMNS vectors of pieces, the row of each COLUMNS further on, transpose into
  * the vectors of as many classes, and back. */
 enum { COLUMNS = 4 };
-static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
-    __m512 a = _mm512_castps128_ps512(_mm_loadu_ps((const float *)(row[0] + offset)));
-    a = _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(row[4] + offset)), 1);
-    a = _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(row[8] + offset)), 2);
-    return _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(row[12] + offset)), 3);
+static inline vec v_load_pieces(const char *p, ptrdiff_t step) {
+    __m512 a = _mm512_castps128_ps512(_mm_loadu_ps((const float *)p));
+    a = _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(p + 4 * step)), 1);
+    a = _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(p + 8 * step)), 2);
+    return _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(p + 12 * step)), 3);
 }
-static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
-    _mm_storeu_ps(to, _mm512_castps512_ps128(a));
-    _mm_storeu_ps(to + 4 * row_size, _mm512_extractf32x4_ps(a, 1));
-    _mm_storeu_ps(to + 8 * row_size, _mm512_extractf32x4_ps(a, 2));
-    _mm_storeu_ps(to + 12 * row_size, _mm512_extractf32x4_ps(a, 3));
+static inline void v_store_pieces(char *to, ptrdiff_t step, vec a) {
+    _mm_storeu_ps((float *)to, _mm512_castps512_ps128(a));
+    _mm_storeu_ps((float *)(to + 4 * step), _mm512_extractf32x4_ps(a, 1));
+    _mm_storeu_ps((float *)(to + 8 * step), _mm512_extractf32x4_ps(a, 2));
+    _mm_storeu_ps((float *)(to + 12 * step), _mm512_extractf32x4_ps(a, 3));
 }
 static inline void v_transpose(vec *a) {
     __m512 t0 = _mm512_unpacklo_ps(a[0], a[1]), t1 = _mm512_unpackhi_ps(a[0], a[1]);
@@ -110,6 +118,19 @@ static inline void v_transpose(vec *a) {
     a[1] = _mm512_shuffle_ps(t0, t2, 0xee);
     a[2] = _mm512_shuffle_ps(t1, t3, 0x44);
     a[3] = _mm512_shuffle_ps(t1, t3, 0xee);
+}
+/* Two vectors of pairs to the vectors of their first and second elements, and back. */
+static inline void v_unzip(vec *a) {
+    const ivec first = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    vec even = _mm512_permutex2var_ps(a[0], first, a[1]);
+    a[1] = _mm512_permutex2var_ps(a[0], i_or(first, i_set1(1)), a[1]);
+    a[0] = even;
+}
+static inline void v_zip(vec *a) {
+    const ivec low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    vec first = _mm512_permutex2var_ps(a[0], low, a[1]);
+    a[1] = _mm512_permutex2var_ps(a[0], i_or(low, i_set1(8)), a[1]);
+    a[0] = first;
 }
 
 static inline void v_fence(void) { _mm_sfence(); }

@@ -40,6 +40,9 @@ static inline ivec i_sub(ivec a, ivec b) { return _mm512_sub_epi64(a, b); }
 static inline ivec i_to_exponent(ivec a) { return _mm512_slli_epi64(a, MANTISSA_BITS); }
 static inline ivec i_from_exponent(ivec a) { return _mm512_srli_epi64(a, MANTISSA_BITS); }
 
+enum { EXP_STEPS = 1 };
+static inline ivec i_exp2(ivec n) { return i_to_exponent(n); }
+
 static inline vec v_load(const real *p) { return _mm512_loadu_pd(p); }
 static inline void v_store(real *p, vec a) { _mm512_storeu_pd(p, a); }
 static inline void v_stream(real *p, vec a) { _mm512_stream_pd(p, a); }
@@ -57,27 +60,39 @@ static inline void v_clear(double *sums, double *lost) {
     _mm512_storeu_pd(sums, _mm512_setzero_pd());
     _mm512_storeu_pd(lost, _mm512_setzero_pd());
 }
-static inline vec v_total(const double *sums, const double *lost) { return v_add(v_load(sums), v_load(lost)); }
+static inline vec v_from_doubles(const double *p) { return v_load(p); }
 static inline double v_sum(vec a) { return _mm512_reduce_add_pd(a); }
 
 /* See avx512_f32.c. */
 enum { COLUMNS = 2 };
-static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
-    __m512d a = _mm512_castpd128_pd512(_mm_loadu_pd((const double *)(row[0] + offset)));
-    a = _mm512_insertf64x2(a, _mm_loadu_pd((const double *)(row[2] + offset)), 1);
-    a = _mm512_insertf64x2(a, _mm_loadu_pd((const double *)(row[4] + offset)), 2);
-    return _mm512_insertf64x2(a, _mm_loadu_pd((const double *)(row[6] + offset)), 3);
+static inline vec v_load_pieces(const char *p, ptrdiff_t step) {
+    __m512d a = _mm512_castpd128_pd512(_mm_loadu_pd((const double *)p));
+    a = _mm512_insertf64x2(a, _mm_loadu_pd((const double *)(p + 2 * step)), 1);
+    a = _mm512_insertf64x2(a, _mm_loadu_pd((const double *)(p + 4 * step)), 2);
+    return _mm512_insertf64x2(a, _mm_loadu_pd((const double *)(p + 6 * step)), 3);
 }
-static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
-    _mm_storeu_pd(to, _mm512_castpd512_pd128(a));
-    _mm_storeu_pd(to + 2 * row_size, _mm512_extractf64x2_pd(a, 1));
-    _mm_storeu_pd(to + 4 * row_size, _mm512_extractf64x2_pd(a, 2));
-    _mm_storeu_pd(to + 6 * row_size, _mm512_extractf64x2_pd(a, 3));
+static inline void v_store_pieces(char *to, ptrdiff_t step, vec a) {
+    _mm_storeu_pd((double *)to, _mm512_castpd512_pd128(a));
+    _mm_storeu_pd((double *)(to + 2 * step), _mm512_extractf64x2_pd(a, 1));
+    _mm_storeu_pd((double *)(to + 4 * step), _mm512_extractf64x2_pd(a, 2));
+    _mm_storeu_pd((double *)(to + 6 * step), _mm512_extractf64x2_pd(a, 3));
 }
 static inline void v_transpose(vec *a) {
     __m512d low = _mm512_unpacklo_pd(a[0], a[1]);
     a[1] = _mm512_unpackhi_pd(a[0], a[1]);
     a[0] = low;
+}
+static inline void v_unzip(vec *a) {
+    const ivec first = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    vec even = _mm512_permutex2var_pd(a[0], first, a[1]);
+    a[1] = _mm512_permutex2var_pd(a[0], i_or(first, i_set1(1)), a[1]);
+    a[0] = even;
+}
+static inline void v_zip(vec *a) {
+    const ivec low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    vec first = _mm512_permutex2var_pd(a[0], low, a[1]);
+    a[1] = _mm512_permutex2var_pd(a[0], i_or(low, i_set1(4)), a[1]);
+    a[0] = first;
 }
 
 static inline void v_fence(void) { _mm_sfence(); }

@@ -33,6 +33,9 @@ static inline ivec i_sub(ivec a, ivec b) { return vsubq_u32(a, b); }
 static inline ivec i_to_exponent(ivec a) { return vshlq_n_u32(a, MANTISSA_BITS); }
 static inline ivec i_from_exponent(ivec a) { return vshrq_n_u32(a, MANTISSA_BITS); }
 
+enum { EXP_STEPS = 1 };
+static inline ivec i_exp2(ivec n) { return i_to_exponent(n); }
+
 /* Through bytes: the elements of a user's array need not be aligned. */
 static inline vec v_load(const real *p) { return vreinterpretq_f32_u8(vld1q_u8((const uint8_t *)p)); }
 static inline void v_store(real *p, vec a) { vst1q_u8((uint8_t *)p, vreinterpretq_u8_f32(a)); }
@@ -73,20 +76,20 @@ static inline void v_clear(double *sums, double *lost) {
     vst1q_f64(sums, vdupq_n_f64(0));
     vst1q_f64(sums + 2, vdupq_n_f64(0));
 }
-static inline vec v_total(const double *sums, const double *lost) {
-    (void)lost;
-    return vcvt_high_f32_f64(vcvt_f32_f64(vld1q_f64(sums)), vld1q_f64(sums + 2));
+static inline vec v_from_doubles(const double *p) {
+    return vcvt_high_f32_f64(vcvt_f32_f64(vld1q_f64(p)), vld1q_f64(p + 2));
 }
 static inline double v_sum(vec a) { return vaddvq_f64(vaddq_f64(vcvt_f64_f32(vget_low_f32(a)), vcvt_high_f64_f32(a))); }
 
 /* See avx512_f32.c. */
 enum { COLUMNS = 4 };
-static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
-    return v_load((const real *)(row[0] + offset));
+static inline vec v_load_pieces(const char *p, ptrdiff_t step) {
+    (void)step;
+    return v_load((const real *)p);
 }
-static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
-    (void)row_size;
-    v_store(to, a);
+static inline void v_store_pieces(char *to, ptrdiff_t step, vec a) {
+    (void)step;
+    v_store((real *)to, a);
 }
 static inline vec zip_pairs(vec a, vec b, int high) {
     float64x2_t x = vreinterpretq_f64_f32(a), y = vreinterpretq_f64_f32(b);
@@ -99,6 +102,16 @@ static inline void v_transpose(vec *a) {
     a[1] = zip_pairs(t0, t2, 1);
     a[2] = zip_pairs(t1, t3, 0);
     a[3] = zip_pairs(t1, t3, 1);
+}
+static inline void v_unzip(vec *a) {
+    vec even = vuzp1q_f32(a[0], a[1]);
+    a[1] = vuzp2q_f32(a[0], a[1]);
+    a[0] = even;
+}
+static inline void v_zip(vec *a) {
+    vec low = vzip1q_f32(a[0], a[1]);
+    a[1] = vzip2q_f32(a[0], a[1]);
+    a[0] = low;
 }
 
 static inline void v_fence(void) {}

@@ -33,6 +33,9 @@ static inline ivec i_sub(ivec a, ivec b) { return vsubq_u64(a, b); }
 static inline ivec i_to_exponent(ivec a) { return vshlq_n_u64(a, MANTISSA_BITS); }
 static inline ivec i_from_exponent(ivec a) { return vshrq_n_u64(a, MANTISSA_BITS); }
 
+enum { EXP_STEPS = 1 };
+static inline ivec i_exp2(ivec n) { return i_to_exponent(n); }
+
 /* Through bytes: the elements of a user's array need not be aligned. */
 static inline vec v_load(const real *p) { return vreinterpretq_f64_u8(vld1q_u8((const uint8_t *)p)); }
 static inline void v_store(real *p, vec a) { vst1q_u8((uint8_t *)p, vreinterpretq_u8_f64(a)); }
@@ -55,23 +58,26 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     v_store(sums, sum);
 }
 static inline void v_clear(double *sums, double *lost) { sums[0] = sums[1] = lost[0] = lost[1] = 0; }
-static inline vec v_total(const double *sums, const double *lost) { return v_add(v_load(sums), v_load(lost)); }
+static inline vec v_from_doubles(const double *p) { return v_load(p); }
 static inline double v_sum(vec a) { return vaddvq_f64(a); }
 
 /* See avx512_f32.c. */
 enum { COLUMNS = 2 };
-static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
-    return v_load((const real *)(row[0] + offset));
+static inline vec v_load_pieces(const char *p, ptrdiff_t step) {
+    (void)step;
+    return v_load((const real *)p);
 }
-static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
-    (void)row_size;
-    v_store(to, a);
+static inline void v_store_pieces(char *to, ptrdiff_t step, vec a) {
+    (void)step;
+    v_store((real *)to, a);
 }
 static inline void v_transpose(vec *a) {
     vec low = vzip1q_f64(a[0], a[1]);
     a[1] = vzip2q_f64(a[0], a[1]);
     a[0] = low;
 }
+static inline void v_unzip(vec *a) { v_transpose(a); }
+static inline void v_zip(vec *a) { v_transpose(a); }
 
 static inline void v_fence(void) {}
 

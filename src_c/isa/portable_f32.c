@@ -39,6 +39,10 @@ static inline ivec i_sub(ivec a, ivec b) { return a - b; }
 static inline ivec i_to_exponent(ivec a) { return a << MANTISSA_BITS; }
 static inline ivec i_from_exponent(ivec a) { return a >> MANTISSA_BITS; }
 
+/* The bits of 2^(n / EXP_STEPS), from an n with the bias in it. */
+enum { EXP_STEPS = 1 };
+static inline ivec i_exp2(ivec n) { return i_to_exponent(n); }
+
 static inline vec v_load(const real *p) {
     vec x;
     memcpy(&x, p, sizeof x);
@@ -68,22 +72,22 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
     *sums += (double)a;
 }
 static inline void v_clear(double *sums, double *lost) { *sums = *lost = 0; }
-static inline vec v_total(const double *sums, const double *lost) {
-    (void)lost;
-    return (vec)*sums;
-}
+static inline vec v_from_doubles(const double *p) { return (vec)*p; }
 static inline double v_sum(vec a) { return (double)a; }
 
 /* See avx512_f32.c: one lane transposes into itself. */
 enum { COLUMNS = 1 };
-static inline vec v_load_pieces(const char *const row[], ptrdiff_t offset) {
-    return v_load((const real *)(row[0] + offset));
+static inline vec v_load_pieces(const char *p, ptrdiff_t step) {
+    (void)step;
+    return v_load((const real *)p);
 }
-static inline void v_store_pieces(real *to, ptrdiff_t row_size, vec a) {
-    (void)row_size;
-    v_store(to, a);
+static inline void v_store_pieces(char *to, ptrdiff_t step, vec a) {
+    (void)step;
+    v_store((real *)to, a);
 }
 static inline void v_transpose(vec *a) { (void)a; }
+static inline void v_unzip(vec *a) { (void)a; }
+static inline void v_zip(vec *a) { (void)a; }
 
 static inline void v_fence(void) {}
 

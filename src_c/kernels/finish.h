@@ -31,35 +31,45 @@ static real lse_of_special(const fastce_array *a, const char *row, int64_t n_cla
 }
 
 /* mass of plain rows is their labels', without distance or z. */
-static void finish(const task *t, const rows *r, results *s, bool plain, partial *sums) {
+static void finish(const task *t, const rows *r, results *s, bool plain, chunk_sums *sums) {
     const fastce_problem *q = t->problem;
-    const double none[VISIT_ROWS] = {0};
     const double *mass = plain ? r->label_mass : s->mass;
     const vec zero = v_set1(0);
     lane_sums total;
     v_clear(total.sum, total.lost);
-    for (int64_t i = 0; i < r->count; i += LANES) {
-        int64_t n = r->count - i < LANES ? r->count - i : LANES;
-        vec log_total = v_log1p(v_load(&s->rest[i]));
-        v_store(&s->log_total[i], log_total);
-        vec value = v_mul(v_total(mass + i, none), log_total);
-        if (!plain) {
-            vec lse = v_add(v_load(&s->max[i]), log_total);
-            value = v_fma(v_total(mass + i, none), log_total, v_load(&s->distance[i]));
-            if (q->z_loss != 0) value = v_fma(v_load(&s->z[i]), v_mul(lse, lse), value);
-            if (q->target_kind == FASTCE_NO_TARGET) value = lse;
+    for (int64_t group = 0; group < r->count; group += GROUP) {
+        vec log_total[4];
+        for (int j = 0; j < 4; j++) log_total[j] = v_load(&s->rest[group + j * LANES]);
+        log1p_vectors(log_total, 4);
+        for (int j = 0; j < 4; j++) {
+            int64_t i = group + j * LANES, n = r->count - i;
+            if (n <= 0) break;
+            v_store(&s->log_total[i], log_total[j]);
+            vec value = v_mul(v_from_doubles(mass + i), log_total[j]);
+            if (!plain) {
+                vec lse = v_add(v_load(&s->max[i]), log_total[j]);
+                value = v_fma(v_from_doubles(mass + i), log_total[j], v_load(&s->distance[i]));
+                if (q->z_loss != 0) value = v_fma(v_load(&s->z[i]), v_mul(lse, lse), value);
+                if (q->target_kind == FASTCE_NO_TARGET) value = lse;
+            }
+            v_store(&s->value[i], value);
+            if (!r->all_kept) {
+                for (int64_t k = i; k < i + LANES && k < r->count; k++)
+                    if (r->weight[k] == 0) s->value[k] = 0;
+                value = v_load(&s->value[i]);
+            }
+            if (n < LANES) value = v_load_first(&s->value[i], n, zero);
+            v_accumulate(total.sum, total.lost, value);
         }
-        v_store(&s->value[i], value);
-        if (!r->all_kept)
-            for (int64_t j = i; j < i + n; j++)
-                if (r->weight[j] == 0) s->value[j] = 0;
-        v_accumulate(total.sum, total.lost, v_load_first(&s->value[i], n, zero));
     }
     if (q->output == FASTCE_LSE)
         for (int64_t i = 0; i < r->count; i++)
             if (s->value[i] != s->value[i])
                 s->value[i] = lse_of_special(&q->logits, r->logits + row_of(r, i) * r->logits_step, q->n_classes);
-    add_exactly(&sums->loss, &sums->loss_lost, total_of(&total));
+    for (int j = 0; j < LANES; j++) {
+        add_exactly(&sums->loss[j], &sums->lost[j], total.sum[j]);
+        if (sizeof(real) == sizeof(double)) sums->lost[j] += total.lost[j];
+    }
 }
 
 static void write_values(const rows *r, const results *s) {
@@ -77,13 +87,23 @@ static void write_values(const rows *r, const results *s) {
  * stands for either. */
 typedef struct gradient {
     real factor, at_label;
+    real lowered; /* what the exponentials are multiplied by first; 1 but where lower_exponentials says otherwise */
     real q_factor, total, share, lost, pull; /* where q is more than a label */
 } gradient;
+
+/* Far below the logits a label's shifted exponentials are so large, and the factor so small, that its digits would not fit
+ * where the gradient's do: a power of two moves from them to it. scale * top is the factor. */
+static INLINE void lower_exponentials(double scale, double top, real *factor, real *lowered) {
+    *factor = (real)(scale * (top / LOWERED));
+    *lowered = (real)LOWERED;
+}
+
+static INLINE bool must_lower(double factor) { return fabs(factor) < SMALLEST_FACTOR; }
 
 static INLINE gradient gradient_of_row(const task *t, const rows *r, const results *s, int64_t i) {
     const fastce_problem *q = t->problem;
     if (q->target_kind == FASTCE_NO_TARGET)
-        return (gradient){.factor = q->output == FASTCE_SOFTMAX ? 1 / (1 + s->rest[i]) : 1};
+        return (gradient){.factor = q->output == FASTCE_SOFTMAX ? 1 / (1 + s->rest[i]) : 1, .lowered = 1};
     bool labels = q->target_kind == FASTCE_LABELS, vector = q->class_vector != NULL;
     double rest = (double)s->rest[i], top = 1 / (1 + rest), scale = r->grad_scale[i], weight = r->weight[i];
     double mass = s->mass[i], on_label = labels ? r->label_mass[i] : 0, z_part = 0;
@@ -93,8 +113,11 @@ static INLINE gradient gradient_of_row(const task *t, const rows *r, const resul
     double below = (mass + z_part) * ((double)s->label_exp[i] * top) - on_label;
     gradient g = {
         .factor = (real)(scale * (mass + z_part) * top),
+        .lowered = 1,
         .at_label = (real)(scale * (s->label_logit[i] == s->max[i] ? at_max : below)),
     };
+    if (must_lower(scale * (mass + z_part) * top) && !t->needs_max)
+        lower_exponentials(scale * mass, top, &g.factor, &g.lowered);
     if (labels && !vector) return g;
     g.q_factor = (real)(-scale * weight);
     g.total = (real)(labels ? r->label_mass[i] / weight + t->q_vector_sum : s->unit_mass[i]);

@@ -1,24 +1,26 @@
 /* The exponential and the logarithm that every kernel shares. No libm: the bits are those of the ISA alone. */
 
-/* exp for n vectors, operation by operation so that their latencies overlap. Valid for every argument: 0 below EXP_LOWEST
- * (results are never subnormal), NaN for NaN; above EXP_HIGHEST the value there. Error below 1 ULP.
- *   1. n = round(x / ln 2), as the low bits of a float with the exponent's bias in them
- *   2. r = x - n ln 2, in two steps
- *   3. exp(x) = 2^n (1 + r + r^2 P(r)) */
+/* exp for n vectors, operation by operation so that their latencies overlap. Valid for every argument: 0 below EXP_LOWEST,
+ * NaN for NaN; above EXP_HIGHEST the value there. Error below 1.2 ULP where the result is a normal number.
+ *   1. n = round(x / (ln 2 / EXP_STEPS)), as the low bits of a float with the exponent's bias in them
+ *   2. r = x - n (ln 2 / EXP_STEPS), in two steps, the first of them exact
+ *   3. exp(x) = 2^(n / EXP_STEPS) (1 + r + r^2 P(r)), P the shorter the more steps */
 static INLINE void exp_vectors(vec *x, int count) {
+    enum { TERMS = EXP_STEPS == 1 ? EXP_TERMS : 2 };
+    const real *const coefficients = EXP_STEPS == 1 ? exp_coefficients : exp_step_coefficients[EXP_STEPS == 16];
+    const real rounding = ROUNDING + EXPONENT_BIAS * EXP_STEPS;
     vec scale[4], r[4], p[4];
-    enum { TERMS = sizeof exp_coefficients / sizeof *exp_coefficients };
     for (int j = 0; j < count; j++) x[j] = v_min(v_set1(EXP_HIGHEST), v_max(v_set1(EXP_LOWEST), x[j]));
-    for (int j = 0; j < count; j++) scale[j] = v_fma(x[j], v_set1(LOG2_E), v_set1(ROUNDING));
-    for (int j = 0; j < count; j++) r[j] = v_sub(scale[j], v_set1(ROUNDING));
-    for (int j = 0; j < count; j++) x[j] = v_fma(r[j], v_set1(-LN2_HIGH), x[j]);
-    for (int j = 0; j < count; j++) x[j] = v_fma(r[j], v_set1(-LN2_LOW), x[j]);
-    for (int j = 0; j < count; j++) p[j] = v_set1(exp_coefficients[TERMS - 1]);
+    for (int j = 0; j < count; j++) scale[j] = v_fma(x[j], v_set1(LOG2_E * EXP_STEPS), v_set1(rounding));
+    for (int j = 0; j < count; j++) r[j] = v_sub(scale[j], v_set1(rounding));
+    for (int j = 0; j < count; j++) x[j] = v_fma(r[j], v_set1(-LN2_HIGH / EXP_STEPS), x[j]);
+    for (int j = 0; j < count; j++) x[j] = v_fma(r[j], v_set1(-LN2_LOW / EXP_STEPS), x[j]);
+    for (int j = 0; j < count; j++) p[j] = v_set1(coefficients[TERMS - 1]);
     for (int i = TERMS - 2; i >= 0; i--)
-        for (int j = 0; j < count; j++) p[j] = v_fma(p[j], x[j], v_set1(exp_coefficients[i]));
+        for (int j = 0; j < count; j++) p[j] = v_fma(p[j], x[j], v_set1(coefficients[i]));
     for (int j = 0; j < count; j++) p[j] = v_mul(p[j], x[j]);
     for (int j = 0; j < count; j++) p[j] = v_fma(p[j], x[j], x[j]);
-    for (int j = 0; j < count; j++) scale[j] = v_from_bits(i_to_exponent(v_bits(scale[j])));
+    for (int j = 0; j < count; j++) scale[j] = v_from_bits(i_exp2(v_bits(scale[j])));
     for (int j = 0; j < count; j++) x[j] = v_fma(p[j], scale[j], scale[j]);
 }
 
@@ -28,19 +30,33 @@ static INLINE real exp_one(real x) {
     return first_lane(v);
 }
 
-/* log(1 + r) for 0 <= r <= LARGEST_SHIFTED_SUM, NaN for NaN. Error below 1 ULP, relative: a small r comes back.
+/* log(1 + r) for n vectors of 0 <= r <= LARGEST_SHIFTED_SUM, NaN for NaN. Error below 1 ULP, relative: a small r comes back.
  *   1. 1 + r = 2^e (1 + f) with 1 + f in [1/sqrt 2, sqrt 2); f = r 2^-e + (2^-e - 1) is r itself where e = 0
  *   2. s = f / (2 + f); log(1 + f) = f - f^2/2 + s (f^2/2 + s^2 P(s^2)) */
-static INLINE vec v_log1p(vec r) {
+static INLINE void log1p_vectors(vec *x, int count) {
     enum { TERMS = sizeof log_coefficients / sizeof *log_coefficients };
     const vec one = v_set1(1), implicit_one = v_set1((real)((real_bits)1 << MANTISSA_BITS));
-    ivec field = i_from_exponent(v_bits(v_mul(v_add(r, one), v_set1(SQRT_2))));
-    vec e = v_sub(v_from_bits(i_or(field, v_bits(implicit_one))), v_add(implicit_one, v_set1(EXPONENT_BIAS)));
-    vec scale = v_from_bits(i_to_exponent(i_sub(i_set1(2 * EXPONENT_BIAS), field)));
-    vec f = v_fma(r, scale, v_sub(scale, one));
-    vec s = v_div(f, v_add(v_set1(2), f)), z = v_mul(s, s), half_square = v_mul(v_set1((real)0.5), v_mul(f, f));
-    vec p = v_set1(log_coefficients[TERMS - 1]);
-    for (int i = TERMS - 2; i >= 0; i--) p = v_fma(p, z, v_set1(log_coefficients[i]));
-    vec low = v_fma(s, v_fma(p, z, half_square), v_mul(e, v_set1(LN2_LOW)));
-    return v_fma(e, v_set1(LN2_HIGH), v_sub(f, v_sub(half_square, low)));
+    vec e[4], f[4], s[4], z[4], p[4], half_square[4];
+    for (int j = 0; j < count; j++) {
+        ivec field = i_from_exponent(v_bits(v_mul(v_add(x[j], one), v_set1(SQRT_2))));
+        vec scale = v_from_bits(i_to_exponent(i_sub(i_set1(2 * EXPONENT_BIAS), field)));
+        e[j] = v_sub(v_from_bits(i_or(field, v_bits(implicit_one))), v_add(implicit_one, v_set1(EXPONENT_BIAS)));
+        f[j] = v_fma(x[j], scale, v_sub(scale, one));
+    }
+    for (int j = 0; j < count; j++) s[j] = v_div(f[j], v_add(v_set1(2), f[j]));
+    for (int j = 0; j < count; j++) z[j] = v_mul(s[j], s[j]);
+    for (int j = 0; j < count; j++) half_square[j] = v_mul(v_set1((real)0.5), v_mul(f[j], f[j]));
+    for (int j = 0; j < count; j++) p[j] = v_set1(log_coefficients[TERMS - 1]);
+    for (int i = TERMS - 2; i >= 0; i--)
+        for (int j = 0; j < count; j++) p[j] = v_fma(p[j], z[j], v_set1(log_coefficients[i]));
+    for (int j = 0; j < count; j++) {
+        vec low = v_fma(s[j], v_fma(p[j], z[j], half_square[j]), v_mul(e[j], v_set1(LN2_LOW)));
+        x[j] = v_fma(e[j], v_set1(LN2_HIGH), v_sub(f[j], v_sub(half_square[j], low)));
+    }
+}
+
+static INLINE real log1p_one(real x) {
+    vec v = v_set1(x);
+    log1p_vectors(&v, 1);
+    return first_lane(v);
 }

@@ -5,6 +5,8 @@
 
 #include "memory.h"
 
+#include "targets.h"
+
 #include "functions.h"
 
 #include "finish.h"
@@ -15,7 +17,9 @@
 
 #include "lanes.h"
 
-static int64_t visit_any(const task *t, rows *r, partial *sums, char *scratch) {
+_Static_assert((int)LANES <= (int)MOST_LANES, "chunk_sums has room for each lane");
+
+static int64_t visit_any(const task *t, rows *r, chunk_sums *sums, char *scratch) {
     int64_t bad = t->lanes ? visit_lanes(t, r, sums, scratch) : visit_rows(t, r, sums, scratch);
     if (t->stream) v_fence();
     return bad;
@@ -23,4 +27,4 @@ static int64_t visit_any(const task *t, rows *r, partial *sums, char *scratch) {
 
 static size_t scratch_bytes(const task *t) { return t->lanes ? lanes_scratch_bytes() : rows_scratch_bytes(t); }
 
-#define KERNELS {visit_any, scratch_bytes}
+#define KERNELS {visit_any, scratch_bytes, load_targets, first_bad_dense_row}

@@ -56,13 +56,18 @@ static int64_t get_dense_tile(const task *t, const rows *r, int64_t first, int64
 
 static INLINE vec v_step(mask m) { return v_select(m, v_set1(1), v_set1(0)); }
 
-static INLINE void find_labels(const rows *r, block_of_lanes x, lane_state *a) {
-    int32_t position[VISIT_ROWS];
-    for (int64_t i = 0; i < r->count; i++) {
-        int64_t k = r->label[i] - x.first;
-        position[i] = (uint64_t)k < (uint64_t)x.n ? (int32_t)k : -1;
+/* Where each row's label is within a block of classes, -1 where it is not there. */
+static INLINE void find_labels(const task *t, const rows *r, block_of_lanes x, lane_state *a) {
+    if (x.n == t->problem->n_classes) {
+        for (int64_t i = 0; i < r->count; i++) a->label[i] = (real)(int32_t)r->label[i];
+    } else {
+        int32_t position[VISIT_ROWS];
+        for (int64_t i = 0; i < r->count; i++) {
+            int64_t k = r->label[i] - x.first;
+            position[i] = (uint64_t)k < (uint64_t)x.n ? (int32_t)k : -1;
+        }
+        for (int64_t i = 0; i < r->count; i++) a->label[i] = (real)position[i];
     }
-    for (int64_t i = 0; i < r->count; i++) a->label[i] = (real)position[i];
     for (int64_t i = r->count; i % GROUP != 0; i++) a->label[i] = -1;
 }
 
@@ -84,7 +89,7 @@ static INLINE void load_label_logits(const task *t, const rows *r, lane_state *a
     if (t->problem->target_kind != FASTCE_LABELS) return;
     if (t->problem->n_classes <= TILE_CLASSES) {
         block_of_lanes x = get_lanes(t, r, 0, direct, w);
-        find_labels(r, x, a);
+        find_labels(t, r, x, a);
         for (int64_t row = 0; row < r->count; row += GROUP) select_label_logits(x, row, a);
         return;
     }
@@ -92,6 +97,50 @@ static INLINE void load_label_logits(const task *t, const rows *r, lane_state *a
         if (r->label[i] >= 0)
             gather(&a->s.label_logit[i], r->logits + row_of(r, i) * r->logits_step + r->label[i] * logits->class_stride,
                    0, 1, logits->dtype, logits->byte_swapped);
+}
+
+/* All classes of a group of rows into a tile, without the label: its logit leaves, and the last class takes its place. */
+static INLINE void take_label_logits(block_of_lanes x, real *tile, int64_t row, lane_state *a) {
+    const char *p = x.p + row * ELEMENT;
+    vec label[4], logit[4], last[4];
+    for (int j = 0; j < 4; j++) label[j] = v_load(&a->label[row + j * LANES]);
+    for (int j = 0; j < 4; j++)
+        logit[j] = last[j] = v_load((const real *)(p + (x.n - 1) * x.stride + j * LANES * ELEMENT));
+    for (int64_t k = 0; k + 1 < x.n; k++)
+        for (int j = 0; j < 4; j++) {
+            const char *at = p + k * x.stride + j * LANES * ELEMENT;
+            vec v = v_load((const real *)at);
+            mask taken = v_eq(label[j], v_set1((real)(int32_t)k));
+            __builtin_prefetch(at + VISIT_ROWS * ELEMENT); /* the next visit's, where positions are neighbours */
+            logit[j] = v_select(taken, v, logit[j]);
+            v_store(&tile[k * VISIT_ROWS + row + j * LANES], v_select(taken, last[j], v));
+        }
+    for (int j = 0; j < 4; j++) v_store(&a->s.label_logit[row + j * LANES], logit[j]);
+}
+
+/* rest = sum of exp(x_k - x_label) over the first n classes of a tile, which keeps the exponentials. */
+static INLINE void add_tile(real *tile, int64_t n, int64_t row, lane_state *a) {
+    const bool flushes = n > FLUSH_CLASSES;
+    vec shift[4], sum[4], e[4];
+    double sums[GROUP], lost[GROUP];
+    for (int j = 0; j < 4; j++) shift[j] = v_load(&a->s.label_logit[row + j * LANES]);
+    for (int j = 0; j < 4 && flushes; j++) v_clear(&sums[j * LANES], &lost[j * LANES]);
+    for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
+    for (int64_t k = 0; k < n; k++) {
+        real *at = &tile[k * VISIT_ROWS + row];
+        for (int j = 0; j < 4; j++) e[j] = v_sub(v_load(at + j * LANES), shift[j]);
+        exp_vectors(e, 4);
+        for (int j = 0; j < 4; j++) v_store(at + j * LANES, e[j]);
+        for (int j = 0; j < 4; j++) sum[j] = v_add(sum[j], e[j]);
+        if (!flushes || (k + 1) % FLUSH_CLASSES != 0) continue;
+        for (int j = 0; j < 4; j++) v_accumulate(&sums[j * LANES], &lost[j * LANES], sum[j]);
+        for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
+    }
+    for (int j = 0; j < 4 && flushes; j++) {
+        v_accumulate(&sums[j * LANES], &lost[j * LANES], sum[j]);
+        sum[j] = rounded_sums(&sums[j * LANES], &lost[j * LANES]);
+    }
+    for (int j = 0; j < 4; j++) v_store(&a->s.rest[row + j * LANES], sum[j]);
 }
 
 /* rest += exp(x_k - x_label) over a block's classes but the label, for the group of rows at row. */
@@ -223,32 +272,38 @@ static void set_lane(const task *t, const rows *r, const lane_state *a, results 
 }
 
 /* All rows shifted by their label's logit, and those that cannot be so through their maximum after all. Returns whether
- * there are none of these. */
+ * there are none of these; then a tile that holds all classes holds their exponentials. */
 static bool reduce_by_label(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct) {
     const fastce_problem *q = t->problem;
     results *s = &a->s;
-    for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
-        /* A single block was loaded, and its labels found, for the labels' logits. */
-        block_of_lanes x = {(const char *)w->x, VISIT_ROWS * ELEMENT, 0, q->n_classes};
-        if (direct || q->n_classes > TILE_CLASSES) {
-            x = get_lanes(t, r, first, direct, w);
-            find_labels(r, x, a);
+    if (q->n_classes <= TILE_CLASSES) {
+        block_of_lanes x = get_lanes(t, r, 0, direct, w);
+        find_labels(t, r, x, a);
+        for (int64_t row = 0; row < r->count; row += GROUP) {
+            take_label_logits(x, w->x, row, a);
+            add_tile(w->x, x.n - 1, row, a);
         }
-        for (int64_t row = 0; row < r->count; row += GROUP) add_shifted(x, row, a);
+    } else {
+        load_label_logits(t, r, a, w, direct);
+        for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
+            block_of_lanes x = get_lanes(t, r, first, direct, w);
+            find_labels(t, r, x, a);
+            for (int64_t row = 0; row < r->count; row += GROUP) add_shifted(x, row, a);
+        }
+        for (int64_t i = 0; i < r->count; i += LANES) v_store(&s->rest[i], rounded_sums(&a->rest[i], &a->rest_lost[i]));
     }
+    for (int64_t i = 0; i < r->count && !r->all_kept; i++) /* rows visited for their neighbours' sake */
+        if (r->weight[i] == 0) s->label_logit[i] = s->rest[i] = 0;
     const vec zero = v_set1(0), one = v_set1(1);
     vec refused = zero;
     for (int64_t i = 0; i < r->count; i += LANES) {
-        vec x = v_load(&s->label_logit[i]), rest = v_total(&a->rest[i], &a->rest_lost[i]);
+        vec x = v_load(&s->label_logit[i]), rest = v_load(&s->rest[i]);
         vec sound = v_select(v_eq(v_sub(x, x), zero), v_step(v_gt(v_set1((real)LARGEST_SHIFTED_SUM), rest)), zero);
         v_store(&s->max[i], x);
-        v_store(&s->rest[i], rest);
         v_store(&s->sound[i], sound);
+        if (r->count - i < LANES) sound = v_load_first(&s->sound[i], r->count - i, one);
         refused = v_max(refused, v_sub(one, sound));
     }
-    if (!r->all_kept) /* rows visited for their neighbours' sake */
-        for (int64_t i = 0; i < r->count; i++)
-            if (r->weight[i] == 0) s->max[i] = s->rest[i] = 0;
     if (!v_any(v_gt(refused, zero))) return true;
 
     lane_state b;
@@ -263,23 +318,42 @@ static bool reduce_by_label(const task *t, const rows *r, lane_state *a, lane_sc
 
 /* Gradients of the rows of a visit, field by field. */
 typedef struct gradients {
-    real factor[VISIT_ROWS], at_label[VISIT_ROWS];
+    bool any_lowered;
+    real factor[VISIT_ROWS], at_label[VISIT_ROWS], lowered[VISIT_ROWS];
     real q_factor[VISIT_ROWS], total[VISIT_ROWS], share[VISIT_ROWS], lost[VISIT_ROWS], pull[VISIT_ROWS];
 } gradients;
 
-static void find_gradients(const task *t, const rows *r, const results *s, bool plain, gradients *g) {
-    if (plain) { /* all of q on the label, which served as maximum: the same operations, less those with 0 */
-        for (int64_t i = 0; i < r->count; i++) {
-            double rest = (double)s->rest[i], scale = r->grad_scale[i], mass = r->label_mass[i], top = 1 / (1 + rest);
-            g->factor[i] = (real)(scale * mass * top);
-            g->at_label[i] = (real)(scale * -(mass * (rest * top)));
-        }
-        return;
+/* All of q on the label, which served as maximum: the same operations, less those with 0. */
+static void find_plain_gradients(const rows *r, const results *s, gradients *g) {
+    const vec one = v_set1(1);
+    double top[VISIT_ROWS];
+    real estimate[VISIT_ROWS];
+    int lowered = 0;
+    for (int64_t i = 0; i < r->count; i += LANES) v_store(&estimate[i], v_div(one, v_add(one, v_load(&s->rest[i]))));
+    for (int64_t i = 0; i < r->count; i++) {
+        double rest = (double)s->rest[i], scale = r->grad_scale[i], mass = r->label_mass[i], x = (double)estimate[i];
+        top[i] = x + x * (1 - (1 + rest) * x); /* Newton's step is cheaper than a wide division */
+        double factor = scale * mass * top[i];
+        g->factor[i] = (real)factor;
+        g->at_label[i] = (real)(scale * -(mass * (rest * top[i])));
+        lowered |= must_lower(factor);
     }
+    g->any_lowered = lowered;
+    for (int64_t i = 0; i < r->count && lowered; i++) {
+        double scale = r->grad_scale[i] * r->label_mass[i];
+        g->lowered[i] = 1;
+        if (must_lower(scale * top[i])) lower_exponentials(scale, top[i], &g->factor[i], &g->lowered[i]);
+    }
+}
+
+static void find_gradients(const task *t, const rows *r, const results *s, gradients *g) {
+    g->any_lowered = false;
     for (int64_t i = 0; i < r->count; i++) {
         gradient one = gradient_of_row(t, r, s, i);
         g->factor[i] = one.factor;
         g->at_label[i] = one.at_label;
+        g->lowered[i] = one.lowered;
+        g->any_lowered |= one.lowered != 1;
         g->q_factor[i] = one.q_factor;
         g->total[i] = one.total;
         g->share[i] = one.share;
@@ -309,6 +383,7 @@ static INLINE void write_group(const task *t, const rows *r, block_of_lanes x, c
             for (int j = 0; j < 4; j++) e[j] = v_sub(e[j], v_load(&a->s.log_total[row + j * LANES]));
         } else {
             exp_vectors(e, 4);
+            for (int j = 0; j < 4 && g->any_lowered; j++) e[j] = v_mul(e[j], v_load(&g->lowered[row + j * LANES]));
             for (int j = 0; j < 4; j++) e[j] = v_mul(e[j], factor[j]);
         }
         for (int j = 0; j < 4 && has_q; j++) {
@@ -327,6 +402,37 @@ static INLINE void write_group(const task *t, const rows *r, block_of_lanes x, c
     }
 }
 
+/* Gradient of a group of rows from the exponentials that add_tile left. */
+static INLINE void write_kept(const rows *r, const real *tile, int64_t n, const gradients *g, int64_t row,
+                              const lane_state *a, char *to, ptrdiff_t to_stride, bool stream) {
+    const vec zero = v_set1(0);
+    vec label[4], factor[4], at_label[4], last[4];
+    real kept[GROUP] = {0};
+    for (int j = 0; j < 4; j++) label[j] = v_load(&a->label[row + j * LANES]);
+    for (int j = 0; j < 4; j++) factor[j] = v_load(&g->factor[row + j * LANES]);
+    for (int j = 0; j < 4; j++) at_label[j] = v_load(&g->at_label[row + j * LANES]);
+    for (int j = 0; j < 4; j++) last[j] = zero;
+    for (int i = 0; i < GROUP && !r->all_kept; i++) kept[i] = row + i < r->count && r->weight[row + i] != 0;
+    for (int64_t k = 0; k < n; k++)
+        for (int j = 0; j < 4; j++) {
+            mask taken = v_eq(label[j], v_set1((real)(int32_t)k));
+            vec e = last[j];
+            if (k + 1 < n) {
+                e = v_load(&tile[k * VISIT_ROWS + row + j * LANES]);
+                if (g->any_lowered) e = v_mul(v_load(&g->lowered[row + j * LANES]), e);
+                e = v_mul(factor[j], e);
+                last[j] = v_select(taken, e, last[j]);
+            }
+            e = v_select(taken, at_label[j], e);
+            if (!r->all_kept) e = v_select(v_gt(v_load(&kept[j * LANES]), zero), e, zero);
+            real *at = (real *)(to + k * to_stride + (row + j * LANES) * ELEMENT);
+            if (stream)
+                v_stream(at, e);
+            else
+                v_store(at, e);
+        }
+}
+
 static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct, bool out_direct,
                         bool plain) {
     const fastce_problem *q = t->problem;
@@ -340,33 +446,44 @@ static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratc
             v_store(&s->label_exp[i], e);
         }
     }
-    find_gradients(t, r, s, plain, &g);
+    if (plain)
+        find_plain_gradients(r, s, &g);
+    else
+        find_gradients(t, r, s, &g);
     for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
-        block_of_lanes x = get_lanes(t, r, first, direct, w);
+        const bool kept = plain && q->n_classes <= TILE_CLASSES;
+        block_of_lanes x = {(const char *)w->x, VISIT_ROWS * ELEMENT, 0, q->n_classes};
+        if (!kept) {
+            x = get_lanes(t, r, first, direct, w);
+            find_labels(t, r, x, a);
+        }
         const real *vector = t->q_vector && !dense ? (const real *)t->q_vector + first : NULL;
-        find_labels(r, x, a);
         if (dense) get_dense_tile(t, r, first, x.n, w);
         const real *q_tile = dense ? w->q : NULL;
-        char *to = r->out + r->first * r->out_step + first * q->out.class_stride;
+        char *to = out_direct ? r->out + r->first * r->out_step + first * q->out.class_stride : (char *)w->out;
+        const ptrdiff_t to_stride = out_direct ? q->out.class_stride : VISIT_ROWS * ELEMENT;
+        const bool stream = out_direct && t->stream && ((uintptr_t)to | (uintptr_t)to_stride) % sizeof(vec) == 0;
         for (int64_t row = 0; row < r->count; row += GROUP) {
-            if (out_direct)
-                write_group(t, r, x, vector, q_tile, &g, row, a, to, q->out.class_stride);
+            if (kept && stream)
+                write_kept(r, w->x, x.n, &g, row, a, to, to_stride, true);
+            else if (kept)
+                write_kept(r, w->x, x.n, &g, row, a, to, to_stride, false);
             else
-                write_group(t, r, x, vector, q_tile, &g, row, a, (char *)w->out, VISIT_ROWS * ELEMENT);
+                write_group(t, r, x, vector, q_tile, &g, row, a, to, to_stride);
         }
         if (!out_direct) store_tile(t, w->out, w->flat, r, first, x.n);
     }
 }
 
-static int64_t visit_lanes(const task *t, rows *r, partial *sums, char *scratch) {
+static int64_t visit_lanes(const task *t, rows *r, chunk_sums *sums, char *scratch) {
     real *room = (real *)scratch;
     lane_scratch w = {room, room + TILE_SIZE, room + 2 * TILE_SIZE, room + 3 * TILE_SIZE};
     lane_state a;
     bool neighbours = r->consecutive && r->count % GROUP == 0 && t->problem->logits.dtype == real_dtype();
     bool direct = neighbours && t->logits_direct;
-    load_label_logits(t, r, &a, &w, direct);
     bool plain = false;
     if (t->needs_max) {
+        load_label_logits(t, r, &a, &w, direct);
         int64_t bad = reduce_by_max(t, r, &a, &w, direct);
         if (bad >= 0) return bad;
         for (int64_t i = 0; i < r->count; i++) set_lane(t, r, &a, &a.s, i);

@@ -76,14 +76,21 @@ typedef struct lane_sums {
     double sum[LANES], lost[LANES];
 } lane_sums;
 
+static INLINE vec rounded_sums(const double *sum, const double *lost) {
+    return sizeof(real) == sizeof(double) ? v_add(v_from_doubles(sum), v_from_doubles(lost)) : v_from_doubles(sum);
+}
+
 static INLINE double total_of(const lane_sums *s) {
     double sum = 0, lost = 0;
     if (sizeof(real) == sizeof(double)) {
         for (int i = 0; i < LANES; i++) add_exactly(&sum, &lost, s->sum[i]), lost += s->lost[i];
-    } else {
-        for (int i = 0; i < LANES; i++) sum += s->sum[i];
+        return sum <= DBL_MAX ? sum + lost : sum; /* beside infinity, what was lost is NaN */
     }
-    return sum <= DBL_MAX ? sum + lost : sum; /* beside infinity, what was lost is NaN */
+    double half[LANES];
+    for (int i = 0; i < LANES; i++) half[i] = s->sum[i];
+    for (int n = LANES / 2; n > 0; n /= 2)
+        for (int i = 0; i < n; i++) half[i] += half[i + n];
+    return half[0];
 }
 
 /* Copies elements of any dtype, byte order and stride into reals. */

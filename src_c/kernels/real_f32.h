@@ -9,15 +9,18 @@ typedef uint32_t real_bits;
 enum { MANTISSA_BITS = 23, EXPONENT_BIAS = 127 };
 
 /* exp: beyond EXP_LOWEST the result is exactly 0; EXP_HIGHEST keeps the exponent within its field. */
-#define EXP_LOWEST -88.1f
+#define EXP_LOWEST -88.03f /* -127 ln 2: the exponent's field is 0, and so are the bits of a fraction */
 #define EXP_HIGHEST 88.3f
 #define LOG2_E 0x1.715476p+0f
-#define LN2_HIGH 0x1.62e4p-1f /* 15 bits: a product with an exponent is exact */
+#define LN2_HIGH 0x1.62e4p-1f /* 15 bits: x - n LN2_HIGH / EXP_STEPS is exact */
 #define LN2_LOW 0x1.7f7d1cp-20f
-#define ROUNDING (0x1.8p23f + EXPONENT_BIAS)
+#define ROUNDING 0x1.8p23f
 /* (exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2: the result within 0.18 * 2^-24 */
 static const real exp_coefficients[] = {0x1.000000p-1f, 0x1.5554dcp-3f, 0x1.555518p-5f, 0x1.120c62p-7f,
                                         0x1.6d11fep-10f};
+enum { EXP_TERMS = sizeof exp_coefficients / sizeof *exp_coefficients };
+/* The same for |r| <= ln(2)/16 and ln(2)/32, with nodes that make the result's error least: 0.44 and 0.03 * 2^-24. */
+static const real exp_step_coefficients[][2] = {{0x1.00087ep-1f, 0x1.555c20p-3f}, {0x1.000220p-1f, 0x1.555708p-3f}};
 
 #define SQRT_2 0x1.6a09e6p+0f
 /* ((log(1 + s) - log(1 - s)) / s - 2) / s^2 in z = s^2 for |s| <= 0.172: the result within 0.05 * 2^-24 */
@@ -25,3 +28,6 @@ static const real log_coefficients[] = {0x1.55555cp-1f, 0x1.997b96p-2f, 0x1.2f01
 
 /* A shifted sum up to this is far from overflow in every partial sum. */
 #define LARGEST_SHIFTED_SUM 1e30
+/* A few binades above the smallest normal number, and about one over LARGEST_SHIFTED_SUM. */
+#define SMALLEST_FACTOR 0x1p-120
+#define LOWERED 0x1p-100

@@ -401,7 +401,7 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
     int64_t label = r->label[i];
     real max = s->max[i];
     bool log_softmax = q->output == FASTCE_LOG_SOFTMAX;
-    if (log_softmax || q->z_loss != 0) s->log_total[i] = first_lane(v_log1p(v_set1(s->rest[i])));
+    if (log_softmax || q->z_loss != 0) s->log_total[i] = log1p_one(s->rest[i]);
     real log_total = s->log_total[i];
     s->label_exp[i] = label < 0 ? 0 : s->label_logit[i] == max ? 1 : exp_one(s->label_logit[i] - max);
     const gradient g = gradient_of_row(t, r, s, i);
@@ -409,7 +409,8 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
     bool stream = t->stream && (uintptr_t)out % (uintptr_t)storage_size(storage) == 0;
     for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
         int64_t n = q->n_classes - first < BLOCK_CLASSES ? q->n_classes - first : BLOCK_CLASSES;
-        const real *e = w->kept + first, *qs = t->q_vector ? (const real *)t->q_vector + first : NULL;
+        real *e = w->kept + first;
+        const real *qs = t->q_vector ? (const real *)t->q_vector + first : NULL;
         gradient block_gradient = g;
         bool at_max = true;
         if (log_softmax) {
@@ -423,6 +424,7 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
             block_gradient.factor *= exp_one(w->shifts[first / BLOCK_CLASSES] - max);
             at_max = false;
         }
+        for (int64_t k = 0; k < n && g.lowered != 1; k++) e[k] *= g.lowered;
         if (q->target_kind == FASTCE_DENSE) qs = get_dense_block(t, dense, first, n, w->q);
         char *to = out + first * q->out.class_stride;
         if (staged) {
@@ -458,7 +460,7 @@ static void write_zeros(const task *t, const rows *r, int64_t i, row_scratch *w)
     }
 }
 
-static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char *scratch, bool direct,
+static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_sums *sums, char *scratch, bool direct,
                                     fastce_dtype storage) {
     const fastce_problem *q = t->problem;
     const bool keep = q->out.data && q->output != FASTCE_LOG_SOFTMAX && q->n_classes <= KEPT_CLASSES;
@@ -509,7 +511,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, partial *sums, char 
     return -1;
 }
 
-static int64_t visit_rows(const task *t, rows *r, partial *sums, char *scratch) {
+static int64_t visit_rows(const task *t, rows *r, chunk_sums *sums, char *scratch) {
 #ifdef REAL_HAS_HALVES
     if (t->logits_direct && t->problem->logits.dtype == FASTCE_F16)
         return visit_rows_as(t, r, sums, scratch, true, FASTCE_F16);

@@ -3,35 +3,50 @@
 
 enum { TILE_CLASSES = FEW_CLASSES, TILE_SIZE = TILE_CLASSES * VISIT_ROWS };
 
-/* Adds columns [0, n) of rows whose classes are neighbouring reals. */
-static void transpose_in(real *to, const char *const row[], int64_t count, int64_t n) {
-    int64_t whole = n < COLUMNS ? 0 : count / LANES * LANES;
-    for (int64_t i = 0; i < whole; i += LANES)
+/* Columns of rows whose classes are neighbouring reals. Rows shorter than a piece need readable memory behind the last. */
+static void transpose_in(real *to, const char *p, ptrdiff_t step, int64_t count, int64_t n) {
+    const int64_t whole = count / LANES * LANES;
+    const bool pairs = n == 2 && step == 2 * (ptrdiff_t)sizeof(real);
+    for (int64_t i = 0; i < whole && pairs; i += LANES) {
+        vec a[2] = {v_load((const real *)(p + i * step)), v_load((const real *)(p + i * step) + LANES)};
+        v_unzip(a);
+        for (int j = 0; j < 2; j++) v_store(&to[j * VISIT_ROWS + i], a[j]);
+    }
+    for (int64_t i = 0; i < whole && !pairs; i += LANES)
         for (int64_t k = 0; k < n; k += COLUMNS) {
-            int64_t first = k + COLUMNS <= n ? k : n - COLUMNS; /* the last piece overlaps the one before */
+            int64_t first = k + COLUMNS <= n || n < COLUMNS ? k : n - COLUMNS; /* the last overlaps the one before */
             vec a[COLUMNS];
-            for (int j = 0; j < COLUMNS; j++) a[j] = v_load_pieces(row + i + j, first * (ptrdiff_t)sizeof(real));
+            for (int j = 0; j < COLUMNS; j++)
+                a[j] = v_load_pieces(p + (i + j) * step + first * (ptrdiff_t)sizeof(real), step);
             v_transpose(a);
             for (int j = 0; j < COLUMNS; j++) v_store(&to[(first + j) * VISIT_ROWS + i], a[j]);
         }
     for (int64_t k = 0; k < n; k++)
         for (int64_t i = whole; i < count; i++)
-            memcpy(&to[k * VISIT_ROWS + i], row[i] + k * (ptrdiff_t)sizeof(real), sizeof(real));
+            memcpy(&to[k * VISIT_ROWS + i], p + i * step + k * (ptrdiff_t)sizeof(real), sizeof(real));
 }
 
-/* The rows of a tile, one after the other without gaps. */
-static void transpose_out(real *to, const real *from, int64_t count, int64_t n) {
-    int64_t whole = n < COLUMNS ? 0 : count / LANES * LANES;
-    for (int64_t i = 0; i < whole; i += LANES)
+/* The rows of a tile to neighbouring reals, rows at a distance of step. */
+static void transpose_out(char *to, ptrdiff_t step, const real *from, int64_t count, int64_t n) {
+    const bool pairs = n == 2 && step == 2 * (ptrdiff_t)sizeof(real);
+    const int64_t whole = n < COLUMNS && !pairs ? 0 : count / LANES * LANES;
+    for (int64_t i = 0; i < whole && pairs; i += LANES) {
+        vec a[2] = {v_load(&from[i]), v_load(&from[VISIT_ROWS + i])};
+        v_zip(a);
+        for (int j = 0; j < 2; j++) v_store((real *)(to + i * step) + j * LANES, a[j]);
+    }
+    for (int64_t i = 0; i < whole && !pairs; i += LANES)
         for (int64_t k = 0; k < n; k += COLUMNS) {
             int64_t first = k + COLUMNS <= n ? k : n - COLUMNS;
             vec a[COLUMNS];
             for (int j = 0; j < COLUMNS; j++) a[j] = v_load(&from[(first + j) * VISIT_ROWS + i]);
             v_transpose(a);
-            for (int j = 0; j < COLUMNS; j++) v_store_pieces(&to[(i + j) * n + first], n, a[j]);
+            for (int j = 0; j < COLUMNS; j++)
+                v_store_pieces(to + (i + j) * step + first * (ptrdiff_t)sizeof(real), step, a[j]);
         }
     for (int64_t k = 0; k < n; k++)
-        for (int64_t i = whole; i < count; i++) to[i * n + k] = from[k * VISIT_ROWS + i];
+        for (int64_t i = whole; i < count; i++)
+            memcpy(to + i * step + k * (ptrdiff_t)sizeof(real), &from[k * VISIT_ROWS + i], sizeof(real));
 }
 
 static INLINE void widen(real *to, const char *p, int64_t n, fastce_dtype storage) {
@@ -77,25 +92,29 @@ static bool rows_are_packed(const fastce_array *a, ptrdiff_t step, const rows *r
 /* Classes [first, first + n) of an array; lanes up to the next whole group become 0. flat has TILE_SIZE. */
 static void load_tile(real *to, real *flat, const fastce_array *a, const char *base, ptrdiff_t step, const rows *r,
                       int64_t first, int64_t n) {
-    const char *row[VISIT_ROWS];
-    bool neighbours = a->class_stride == dtype_size(a->dtype) && !a->byte_swapped;
-    for (int64_t i = 0; i < r->count; i++) row[i] = base + row_of(r, i) * step + first * a->class_stride;
-    if (neighbours && a->dtype == real_dtype()) {
-        transpose_in(to, row, r->count, n);
-    } else if (neighbours && dtype_is_vector(a->dtype)) {
-        bool packed = rows_are_packed(a, step, r, n);
-        int64_t runs = packed ? 1 : r->count, length = packed ? r->count * n : n;
-        for (int64_t i = 0; i < runs; i++) widen_as(flat + i * n, row[i], length, a->dtype);
-        for (int64_t i = 0; i < r->count; i++) row[i] = (const char *)(flat + i * n);
-        transpose_in(to, row, r->count, n);
-    } else if (positions_are_packed(a, step, r)) {
-        for (int64_t k = 0; k < n; k++) widen_as(&to[k * VISIT_ROWS], row[0] + k * a->class_stride, r->count, a->dtype);
+    const bool neighbours = a->class_stride == dtype_size(a->dtype) && !a->byte_swapped && dtype_is_vector(a->dtype);
+    base += first * a->class_stride;
+    if (positions_are_packed(a, step, r)) {
+        for (int64_t k = 0; k < n; k++)
+            widen_as(&to[k * VISIT_ROWS], base + r->first * step + k * a->class_stride, r->count, a->dtype);
+    } else if (neighbours) {
+        const char *p = base + r->first * step;
+        const bool packed = rows_are_packed(a, step, r, n), real_rows = r->consecutive && a->dtype == real_dtype();
+        if (!real_rows || (n < COLUMNS && !(n == 2 && packed))) {
+            int64_t runs = packed ? 1 : r->count, length = packed ? r->count * n : n;
+            for (int64_t i = 0; i < runs; i++)
+                widen_as(flat + i * n, packed ? p : base + row_of(r, i) * step, length, a->dtype);
+            p = (const char *)flat;
+            step = n * (ptrdiff_t)sizeof(real);
+        }
+        transpose_in(to, p, step, r->count, n);
     } else {
         for (int64_t k = 0; k < n; k++)
             for (int64_t i = 0; i < r->count; i++)
-                gather(&to[k * VISIT_ROWS + i], row[i] + k * a->class_stride, 0, 1, a->dtype, a->byte_swapped);
+                gather(&to[k * VISIT_ROWS + i], base + row_of(r, i) * step + k * a->class_stride, 0, 1, a->dtype,
+                       a->byte_swapped);
     }
-    for (int64_t k = 0; k < n; k++)
+    for (int64_t k = 0; k < n && r->count % GROUP != 0; k++)
         for (int64_t i = r->count; i % GROUP != 0; i++) to[k * VISIT_ROWS + i] = 0;
 }
 
@@ -137,8 +156,13 @@ static void store_tile(const task *t, const real *from, real *flat, const rows *
                       false);
         return;
     }
-    transpose_out(flat, from, r->count, n);
-    if (vectors && rows_are_packed(a, r->out_step, r, n)) {
+    const bool packed = rows_are_packed(a, r->out_step, r, n), stream = packed && t->stream;
+    if (vectors && a->dtype == real_dtype() && r->consecutive && !stream) {
+        transpose_out(base + r->first * r->out_step, r->out_step, from, r->count, n);
+        return;
+    }
+    transpose_out((char *)flat, n * (ptrdiff_t)sizeof(real), from, r->count, n);
+    if (vectors && packed) {
         narrow_as(base + r->first * r->out_step, flat, r->count * n, a->dtype, t->stream);
         return;
     }

@@ -1,12 +1,10 @@
 /* Labels, sample weights and gradient scales of a few rows, whatever their dtype and stride; the checks of every row.
- * A label is loaded once and used as checked: the array may change meanwhile. */
-#include "convert.h"
-#include "core.h"
-
-#include <float.h>
+ * A label is loaded once and used as checked: the array may change meanwhile. Among the kernels for their vectors. */
 
 static void load_labels(const fastce_array *a, const char *p, ptrdiff_t step, int64_t count, int64_t *label) {
-    if (a->dtype == FASTCE_I64 && !a->byte_swapped) {
+    if (a->dtype == FASTCE_I64 && !a->byte_swapped && step == 8) {
+        memcpy(label, p, (size_t)count * 8);
+    } else if (a->dtype == FASTCE_I64 && !a->byte_swapped) {
         for (int64_t i = 0; i < count; i++) memcpy(&label[i], p + i * step, 8);
     } else if (a->dtype == FASTCE_I32 && !a->byte_swapped) {
         for (int64_t i = 0; i < count; i++) label[i] = load_label(p + i * step, FASTCE_I32, false);
@@ -89,8 +87,10 @@ static void fill_grad_scale(const fastce_problem *q, const char *p, ptrdiff_t st
     r->scaled = true;
 }
 
-int64_t load_targets(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count, rows *r,
-                     partial *sums) {
+/* Fills label, label_mass, weight and grad_scale of count rows and adds their weights; returns the index of the first row
+ * whose label or sample weight is not acceptable, or -1. */
+static int64_t load_targets(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count, rows *r,
+                            partial *sums) {
     const fastce_problem *q = t->problem;
     bool weighted = q->sample_weight.data != NULL, any_ignored = false;
     r->count = count;
@@ -118,7 +118,7 @@ int64_t load_targets(const task *t, const char *const at[], const ptrdiff_t step
     return -1;
 }
 
-int64_t first_bad_dense_row(const task *t, const char *dense, ptrdiff_t step, int64_t count) {
+static int64_t first_bad_dense_row(const task *t, const char *dense, ptrdiff_t step, int64_t count) {
     const fastce_array *a = &t->problem->target;
     int64_t classes = t->problem->n_classes;
     double largest = t->problem->logits.dtype == FASTCE_F64 ? DBL_MAX : FLT_MAX; /* of the arithmetic */
