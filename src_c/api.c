@@ -11,9 +11,12 @@
 
 enum {
     MAX_AXES = 64,
-    CHUNK_LOGITS = 1 << 16, /* of one unit of scheduling: long beside its overhead, short beside the call */
-    MAX_CHUNKS = 1 << 16,   /* bounds the partial sums */
-    CACHE_BYTES = 1 << 22,  /* an output above it is streamed past the caches */
+    /* A unit of scheduling is long beside its overhead and short beside the call. */
+    CHUNKS = 128,
+    LEAST_CHUNK_LOGITS = 1 << 15,
+    MOST_CHUNK_LOGITS = 1 << 20,
+    MAX_CHUNKS = 1 << 16,  /* bounds the partial sums */
+    CACHE_BYTES = 1 << 22, /* an output above it is streamed past the caches */
     ALIGNMENT = 64,
     STACK_BYTES = 1 << 15,
 };
@@ -103,8 +106,8 @@ typedef struct run {
     rows waiting;
 } run;
 
-static int64_t visit(const call *c, rows *r, chunk_sums *sums, char *scratch) {
-    int64_t bad = r->count ? c->kernels->visit(&c->task, r, sums, scratch) : -1;
+static int64_t visit(const call *c, rows *r, chunk_state *state, char *scratch) {
+    int64_t bad = r->count ? c->kernels->visit(&c->task, r, state, scratch) : -1;
     int64_t row = bad < 0 ? -1 : row_of(r, bad);
     r->count = 0;
     return row;
@@ -122,7 +125,7 @@ static void zero_row(const fastce_problem *q, char *out, char *value, size_t val
 }
 
 /* Visits the rows of a batch that are not ignored together with those that wait; returns the first bad row of the run. */
-static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t first, chunk_sums *sums, char *scratch) {
+static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t first, chunk_state *state, char *scratch) {
     const fastce_problem *q = c->task.problem;
     size_t value_size = q->logits.dtype == FASTCE_F64 ? 8 : 4;
     rows *w = &u->waiting;
@@ -132,7 +135,7 @@ static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t firs
             if (q->target_kind == FASTCE_DENSE) {
                 bad = c->kernels->first_bad_dense_row(&c->task, u->at[TARGET] + row * u->step[TARGET], 0, 1);
                 if (bad == 0) {
-                    int64_t earlier = visit(c, w, sums, scratch);
+                    int64_t earlier = visit(c, w, state, scratch);
                     return earlier < 0 ? row : earlier;
                 }
             }
@@ -146,24 +149,24 @@ static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t firs
         w->weight[n] = batch->weight[i];
         w->label_mass[n] = batch->label_mass[i];
         w->grad_scale[n] = batch->grad_scale[i];
-        if (w->count == VISIT_ROWS) bad = visit(c, w, sums, scratch);
+        if (w->count == VISIT_ROWS) bad = visit(c, w, state, scratch);
         if (bad >= 0) return bad;
     }
     return -1;
 }
 
 /* Visits count rows of a run in batches; returns its first bad row, or -1. */
-static int64_t visit_run(const call *c, run *u, int64_t count, chunk_sums *sums, char *scratch) {
+static int64_t visit_run(const call *c, run *u, int64_t count, chunk_state *state, char *scratch) {
     const task *t = &c->task;
     rows batch = u->waiting;
     for (int64_t done = 0; done < count; done += batch.count) {
         int64_t n = count - done < VISIT_ROWS ? count - done : VISIT_ROWS, bad;
         const char *at[ARRAY_COUNT];
         for (int a = 0; a < ARRAY_COUNT; a++) at[a] = u->at[a] ? u->at[a] + done * u->step[a] : NULL;
-        int64_t bad_target = c->kernels->load_targets(t, at, u->step, n, &batch, &sums->total);
+        int64_t bad_target = c->kernels->load_targets(t, at, u->step, n, &batch, &state->total);
         if (c->scan || bad_target >= 0) {
             bool dense = t->problem->target_kind == FASTCE_DENSE;
-            bad = visit(c, &u->waiting, sums, scratch);
+            bad = visit(c, &u->waiting, state, scratch);
             if (bad >= 0) return bad;
             bad = dense
                       ? c->kernels->first_bad_dense_row(t, at[TARGET], u->step[TARGET], bad_target < 0 ? n : bad_target)
@@ -182,14 +185,14 @@ static int64_t visit_run(const call *c, run *u, int64_t count, chunk_sums *sums,
             batch.consecutive = true;
             batch.first = done;
             int64_t size = batch.count;
-            bad = visit(c, &batch, sums, scratch);
+            bad = visit(c, &batch, state, scratch);
             batch.count = size;
         } else {
-            bad = visit_kept(c, u, &batch, done, sums, scratch);
+            bad = visit_kept(c, u, &batch, done, state, scratch);
         }
         if (bad >= 0) return bad;
     }
-    return visit(c, &u->waiting, sums, scratch);
+    return visit(c, &u->waiting, state, scratch);
 }
 
 static void visit_chunk(void *context, int64_t chunk, int worker) {
@@ -202,10 +205,10 @@ static void visit_chunk(void *context, int64_t chunk, int worker) {
     int64_t value_size = q->logits.dtype == FASTCE_F64 ? 8 : 4;
     ptrdiff_t step[ARRAY_COUNT];
     for (int a = 0; a < ARRAY_COUNT; a++) step[a] = w->stride[a][w->n_axes - 1];
-    chunk_sums sums = {.total = {.bad_row = -1}};
+    chunk_state state = {.total = {.bad_row = -1}};
 
     run u = {.step = step};
-    while (row < end && sums.total.bad_row < 0) {
+    while (row < end && state.total.bad_row < 0) {
         int64_t count = find_row(w, row, u.at);
         if (count > end - row) count = end - row;
         rows *r = &u.waiting;
@@ -219,15 +222,16 @@ static void visit_chunk(void *context, int64_t chunk, int worker) {
         r->logits_step = step[LOGITS];
         r->dense_step = step[TARGET];
         r->out_step = step[OUT];
-        int64_t bad = visit_run(c, &u, count, &sums, scratch);
-        if (bad >= 0) sums.total.bad_row = row + bad;
+        int64_t bad = visit_run(c, &u, count, &state, scratch);
+        if (bad >= 0) state.total.bad_row = row + bad;
         row += count;
     }
+    if (!c->scan) c->kernels->finish_chunk(&c->task, &state);
     for (int i = 0; i < MOST_LANES; i++) {
-        add_exactly(&sums.total.loss, &sums.total.loss_lost, sums.loss[i]);
-        sums.total.loss_lost += sums.lost[i];
+        add_exactly(&state.total.loss, &state.total.loss_lost, state.loss[i]);
+        state.total.loss_lost += state.lost[i];
     }
-    c->partials[chunk] = sums.total;
+    c->partials[chunk] = state.total;
 }
 
 static void total(const partial *p, int64_t count, fastce_totals *totals) {
@@ -292,8 +296,9 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     ptrdiff_t out_stride = t->lanes ? *step[OUT] : q->out.class_stride;
     t->logits_direct = !q->logits.byte_swapped && logits_stride == size;
     t->out_direct = t->logits_direct && same_dtype && out_stride == size;
+    bool in_lines = t->out_direct || (t->lanes && same_dtype && q->out.class_stride == size);
     t->stream =
-        t->out_direct && aligned_to_element(&q->out) && (double)w->n_rows * (double)q->n_classes * size > CACHE_BYTES;
+        in_lines && aligned_to_element(&q->out) && (double)w->n_rows * (double)q->n_classes * size > CACHE_BYTES;
     t->q_scale = t->q_vector = NULL;
     double sum = 0, lost = 0;
     if (q->class_vector)
@@ -319,6 +324,15 @@ static void convert_class_arrays(const fastce_problem *q, task *t, char *room) {
     }
 }
 
+/* Of the shape alone, as sums of chunks round where chunks end. */
+static int64_t rows_of_chunk(int64_t n_rows, int64_t n_classes) {
+    int64_t rows = n_rows / CHUNKS, least = LEAST_CHUNK_LOGITS / n_classes, most = MOST_CHUNK_LOGITS / n_classes;
+    if (rows < least) rows = least;
+    if (rows > most) rows = most;
+    if (rows >= VISIT_ROWS) return rows / VISIT_ROWS * VISIT_ROWS;
+    return rows > 0 ? rows : 1;
+}
+
 static size_t round_up(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
 
 static fastce_status carry_out(const fastce_problem *q, const isa *isa, bool scan, int num_threads,
@@ -333,8 +347,7 @@ static fastce_status carry_out(const fastce_problem *q, const isa *isa, bool sca
     if (!scan) c.scratch_bytes = round_up(c.kernels->scratch_bytes(&c.task));
 
     int64_t n_rows = c.walk.n_rows, classes = q->n_classes;
-    c.chunk_rows = CHUNK_LOGITS / classes / VISIT_ROWS * VISIT_ROWS;
-    if (c.chunk_rows == 0) c.chunk_rows = CHUNK_LOGITS / classes > 0 ? CHUNK_LOGITS / classes : 1;
+    c.chunk_rows = rows_of_chunk(n_rows, classes);
     if (c.chunk_rows < n_rows / MAX_CHUNKS) c.chunk_rows = n_rows / MAX_CHUNKS + 1;
     int64_t n_chunks = (n_rows + c.chunk_rows - 1) / c.chunk_rows;
     int workers = usable_threads(n_chunks, num_threads);

@@ -64,13 +64,25 @@ typedef struct partial {
     double weight, weight_lost;
 } partial;
 
-/* The same while the chunk is visited: losses lane by lane. */
+/* Reals on their way out past the caches, in whole lines, while what follows is computed: memory is read and written at
+ * once. Those from `from` on, times factor, go to `to`. */
+typedef struct outgoing {
+    const void *from;
+    char *to;
+    int64_t left;
+    double factor;
+} outgoing;
+
+/* What the visits of a chunk hand on: its sums, losses lane by lane; and what the one before has not sent yet, from one
+ * of two buffers of the scratch, while the other fills. */
 enum { MOST_LANES = 16 };
 
-typedef struct chunk_sums {
+typedef struct chunk_state {
     partial total; /* without loss */
     double loss[MOST_LANES], lost[MOST_LANES];
-} chunk_sums;
+    outgoing outgoing;
+    int filling;
+} chunk_state;
 
 static inline void add_exactly(double *sum, double *lost, double x) {
     double s = *sum + x, t = s - *sum;
@@ -82,8 +94,10 @@ static inline void add_exactly(double *sum, double *lost, double x) {
 typedef struct kernels {
     /* Visits rows: fills values and out, adds the losses. Returns -1, or i where the dense target of row i of the visit is
      * the first that is not acceptable. scratch has scratch_bytes(task). */
-    int64_t (*visit)(const task *t, rows *r, chunk_sums *sums, char *scratch);
+    int64_t (*visit)(const task *t, rows *r, chunk_state *state, char *scratch);
     size_t (*scratch_bytes)(const task *t);
+    /* Sends what is still outgoing: after the last visit of a chunk. */
+    void (*finish_chunk)(const task *t, chunk_state *state);
     /* See kernels/targets.h. */
     int64_t (*load_targets)(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count, rows *r,
                             partial *sums);

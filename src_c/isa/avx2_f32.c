@@ -91,9 +91,17 @@ static inline vec v_from_doubles(const double *p) {
     __m128 low = _mm256_cvtpd_ps(_mm256_loadu_pd(p)), high = _mm256_cvtpd_ps(_mm256_loadu_pd(p + 4));
     return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
 }
-static inline double v_sum(vec a) {
-    __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(a)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
-    __m256d four = _mm256_add_pd(low, high);
+/* See avx512_f32.c. */
+typedef struct wide {
+    __m256d low, high;
+} wide;
+static inline wide w_zero(void) { return (wide){_mm256_setzero_pd(), _mm256_setzero_pd()}; }
+static inline wide w_add(wide w, vec a) {
+    __m128 low = _mm256_castps256_ps128(a), high = _mm256_extractf128_ps(a, 1);
+    return (wide){_mm256_add_pd(w.low, _mm256_cvtps_pd(low)), _mm256_add_pd(w.high, _mm256_cvtps_pd(high))};
+}
+static inline double w_total(wide w) {
+    __m256d four = _mm256_add_pd(w.low, w.high);
     __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
 }

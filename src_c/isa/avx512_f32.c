@@ -90,11 +90,16 @@ static inline vec v_from_doubles(const double *p) {
     __m256 low = _mm512_cvtpd_ps(_mm512_loadu_pd(p)), high = _mm512_cvtpd_ps(_mm512_loadu_pd(p + 8));
     return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 }
-/* The sum of all lanes, in float64. */
-static inline double v_sum(vec a) {
-    __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a)), high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
-    return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+/* A sum of lanes in float64, and what rounding loses of it where the lanes are no narrower. */
+typedef struct wide {
+    __m512d low, high;
+} wide;
+static inline wide w_zero(void) { return (wide){_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+static inline wide w_add(wide w, vec a) {
+    __m256 low = _mm512_castps512_ps256(a), high = _mm512_extractf32x8_ps(a, 1);
+    return (wide){_mm512_add_pd(w.low, _mm512_cvtps_pd(low)), _mm512_add_pd(w.high, _mm512_cvtps_pd(high))};
 }
+static inline double w_total(wide w) { return _mm512_reduce_add_pd(_mm512_add_pd(w.low, w.high)); }
 
 /* A piece is what 16 bytes hold of a row; COLUMNS vectors of pieces, the row of each COLUMNS further on, transpose into
  * the vectors of as many classes, and back. */

@@ -61,7 +61,22 @@ static inline void v_clear(double *sums, double *lost) {
     _mm512_storeu_pd(lost, _mm512_setzero_pd());
 }
 static inline vec v_from_doubles(const double *p) { return v_load(p); }
-static inline double v_sum(vec a) { return _mm512_reduce_add_pd(a); }
+/* See avx512_f32.c. */
+typedef struct wide {
+    vec sum, lost;
+} wide;
+static inline wide w_zero(void) { return (wide){v_set1(0), v_set1(0)}; }
+static inline wide w_add(wide w, vec a) {
+    vec sum = v_add(w.sum, a), added = v_sub(sum, w.sum);
+    return (wide){sum, v_add(w.lost, v_add(v_sub(w.sum, v_sub(sum, added)), v_sub(a, added)))};
+}
+static inline double w_total(wide w) {
+    double sum = 0, lost = 0, sums[LANES], losts[LANES];
+    v_store(sums, w.sum);
+    v_store(losts, w.lost);
+    for (int i = 0; i < LANES; i++) add_exactly(&sum, &lost, sums[i]), lost += losts[i];
+    return sum - sum == 0 ? sum + lost : sum; /* beside infinity, what was lost is NaN */
+}
 
 /* See avx512_f32.c. */
 enum { COLUMNS = 2 };

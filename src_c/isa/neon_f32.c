@@ -79,7 +79,15 @@ static inline void v_clear(double *sums, double *lost) {
 static inline vec v_from_doubles(const double *p) {
     return vcvt_high_f32_f64(vcvt_f32_f64(vld1q_f64(p)), vld1q_f64(p + 2));
 }
-static inline double v_sum(vec a) { return vaddvq_f64(vaddq_f64(vcvt_f64_f32(vget_low_f32(a)), vcvt_high_f64_f32(a))); }
+/* See avx512_f32.c. */
+typedef struct wide {
+    float64x2_t low, high;
+} wide;
+static inline wide w_zero(void) { return (wide){vdupq_n_f64(0), vdupq_n_f64(0)}; }
+static inline wide w_add(wide w, vec a) {
+    return (wide){vaddq_f64(w.low, vcvt_f64_f32(vget_low_f32(a))), vaddq_f64(w.high, vcvt_high_f64_f32(a))};
+}
+static inline double w_total(wide w) { return vaddvq_f64(vaddq_f64(w.low, w.high)); }
 
 /* See avx512_f32.c. */
 enum { COLUMNS = 4 };

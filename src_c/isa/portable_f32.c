@@ -73,7 +73,13 @@ static inline void v_accumulate(double *sums, double *lost, vec a) {
 }
 static inline void v_clear(double *sums, double *lost) { *sums = *lost = 0; }
 static inline vec v_from_doubles(const double *p) { return (vec)*p; }
-static inline double v_sum(vec a) { return (double)a; }
+/* See avx512_f32.c. */
+typedef struct wide {
+    double sum;
+} wide;
+static inline wide w_zero(void) { return (wide){0}; }
+static inline wide w_add(wide w, vec a) { return (wide){w.sum + (double)a}; }
+static inline double w_total(wide w) { return w.sum; }
 
 /* See avx512_f32.c: one lane transposes into itself. */
 enum { COLUMNS = 1 };

@@ -8,7 +8,7 @@ typedef struct results {
     real max[VISIT_ROWS], rest[VISIT_ROWS], distance[VISIT_ROWS], z[VISIT_ROWS];
     real label_logit[VISIT_ROWS], label_exp[VISIT_ROWS]; /* exp(label_logit - max); 0 where there is no label */
     real log_total[VISIT_ROWS];                          /* log1p(rest) */
-    real sound[VISIT_ROWS];                              /* 1 where the label's logit served as max, else 0 */
+    real sound[VISIT_ROWS];                              /* 0 where the label's logit could not serve as max */
     real value[VISIT_ROWS];
 } results;
 
@@ -31,7 +31,7 @@ static real lse_of_special(const fastce_array *a, const char *row, int64_t n_cla
 }
 
 /* mass of plain rows is their labels', without distance or z. */
-static void finish(const task *t, const rows *r, results *s, bool plain, chunk_sums *sums) {
+static void finish(const task *t, const rows *r, results *s, bool plain, chunk_state *state) {
     const fastce_problem *q = t->problem;
     const double *mass = plain ? r->label_mass : s->mass;
     const vec zero = v_set1(0);
@@ -67,8 +67,8 @@ static void finish(const task *t, const rows *r, results *s, bool plain, chunk_s
             if (s->value[i] != s->value[i])
                 s->value[i] = lse_of_special(&q->logits, r->logits + row_of(r, i) * r->logits_step, q->n_classes);
     for (int j = 0; j < LANES; j++) {
-        add_exactly(&sums->loss[j], &sums->lost[j], total.sum[j]);
-        if (sizeof(real) == sizeof(double)) sums->lost[j] += total.lost[j];
+        add_exactly(&state->loss[j], &state->lost[j], total.sum[j]);
+        if (sizeof(real) == sizeof(double)) state->lost[j] += total.lost[j];
     }
 }
 
@@ -87,23 +87,35 @@ static void write_values(const rows *r, const results *s) {
  * stands for either. */
 typedef struct gradient {
     real factor, at_label;
-    real lowered; /* what the exponentials are multiplied by first; 1 but where lower_exponentials says otherwise */
+    real lowered; /* what the exponentials are multiplied by first; 1 but for some plain gradients */
     real q_factor, total, share, lost, pull; /* where q is more than a label */
 } gradient;
 
-/* Far below the logits a label's shifted exponentials are so large, and the factor so small, that its digits would not fit
- * where the gradient's do: a power of two moves from them to it. scale * top is the factor. */
-static INLINE void lower_exponentials(double scale, double top, real *factor, real *lowered) {
-    *factor = (real)(scale * (top / LOWERED));
-    *lowered = (real)LOWERED;
+static INLINE bool must_lower(double factor) { return fabs(factor) < SMALLEST_FACTOR; }
+
+/* 1 / (1 + rest), from the quotient in the type of the arithmetic: Newton's step is cheaper than a wide division. */
+static INLINE double share_at_max(real rest, real quotient) {
+    double x = (double)quotient;
+    return x + x * (1 - (1 + (double)rest) * x);
 }
 
-static INLINE bool must_lower(double factor) { return fabs(factor) < SMALLEST_FACTOR; }
+/* Where all of q, scale in all, is on the label, whose logit served as maximum: factor exp(x_k - max), and at the label
+ * -rest in place of the exponential. Far below the other logits a label makes the exponentials so large, and the factor so
+ * small, that its digits would not fit where the gradient's do: a power of two moves from them to it. */
+static INLINE gradient plain_gradient(double scale, double share, real rest) {
+    const bool lower = must_lower(scale * share);
+    gradient g = {.factor = (real)(lower ? scale * (share / LOWERED) : scale * share), .lowered = lower ? LOWERED : 1};
+    g.at_label = g.factor * (-rest * g.lowered);
+    return g;
+}
 
 static INLINE gradient gradient_of_row(const task *t, const rows *r, const results *s, int64_t i) {
     const fastce_problem *q = t->problem;
     if (q->target_kind == FASTCE_NO_TARGET)
         return (gradient){.factor = q->output == FASTCE_SOFTMAX ? 1 / (1 + s->rest[i]) : 1, .lowered = 1};
+    if (!t->needs_max && s->sound[i] != 0)
+        return plain_gradient(r->grad_scale[i] * r->label_mass[i], share_at_max(s->rest[i], 1 / (1 + s->rest[i])),
+                              s->rest[i]);
     bool labels = q->target_kind == FASTCE_LABELS, vector = q->class_vector != NULL;
     double rest = (double)s->rest[i], top = 1 / (1 + rest), scale = r->grad_scale[i], weight = r->weight[i];
     double mass = s->mass[i], on_label = labels ? r->label_mass[i] : 0, z_part = 0;
@@ -116,8 +128,6 @@ static INLINE gradient gradient_of_row(const task *t, const rows *r, const resul
         .lowered = 1,
         .at_label = (real)(scale * (s->label_logit[i] == s->max[i] ? at_max : below)),
     };
-    if (must_lower(scale * (mass + z_part) * top) && !t->needs_max)
-        lower_exponentials(scale * mass, top, &g.factor, &g.lowered);
     if (labels && !vector) return g;
     g.q_factor = (real)(-scale * weight);
     g.total = (real)(labels ? r->label_mass[i] / weight + t->q_vector_sum : s->unit_mass[i]);
@@ -125,4 +135,34 @@ static INLINE gradient gradient_of_row(const task *t, const rows *r, const resul
     g.lost = (real)(-scale * weight * (rest * top));
     g.pull = (real)(scale * z_part * top);
     return g;
+}
+
+/* Gradients of the rows of a visit, field by field. */
+typedef struct gradients {
+    bool any_lowered;
+    real factor[VISIT_ROWS], at_label[VISIT_ROWS], lowered[VISIT_ROWS];
+    real q_factor[VISIT_ROWS], total[VISIT_ROWS], share[VISIT_ROWS], lost[VISIT_ROWS], pull[VISIT_ROWS];
+} gradients;
+
+/* Of rows [first, end), all plain. */
+static void find_plain_gradients(const rows *r, const results *s, int64_t first, int64_t end, gradients *g) {
+    const vec one = v_set1(1);
+    real quotient[VISIT_ROWS];
+    int lowered = 0;
+    for (int64_t i = first / LANES * LANES; i < end; i += LANES)
+        v_store(&quotient[i], v_div(one, v_add(one, v_load(&s->rest[i]))));
+    for (int64_t i = first; i < end; i++) {
+        double factor = r->grad_scale[i] * r->label_mass[i] * share_at_max(s->rest[i], quotient[i]);
+        g->factor[i] = (real)factor;
+        g->at_label[i] = (real)factor * -s->rest[i];
+        lowered |= must_lower(factor);
+    }
+    g->any_lowered = lowered;
+    for (int64_t i = first; i < end && lowered; i++) {
+        double scale = r->grad_scale[i] * r->label_mass[i];
+        gradient one = plain_gradient(scale, share_at_max(s->rest[i], quotient[i]), s->rest[i]);
+        g->factor[i] = one.factor;
+        g->at_label[i] = one.at_label;
+        g->lowered[i] = one.lowered;
+    }
 }

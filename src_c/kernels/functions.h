@@ -1,16 +1,16 @@
 /* The exponential and the logarithm that every kernel shares. No libm: the bits are those of the ISA alone. */
 
-/* exp for n vectors, operation by operation so that their latencies overlap. Valid for every argument: 0 below EXP_LOWEST,
- * NaN for NaN; above EXP_HIGHEST the value there. Error below 1.2 ULP where the result is a normal number.
+/* exp of the lesser of each x and limit, operation by operation so that their latencies overlap. Valid for every x and every limit up to
+ * EXP_HIGHEST: 0 below EXP_LOWEST, NaN where x is NaN. Error below 1.2 ULP where the result is a normal number.
  *   1. n = round(x / (ln 2 / EXP_STEPS)), as the low bits of a float with the exponent's bias in them
  *   2. r = x - n (ln 2 / EXP_STEPS), in two steps, the first of them exact
  *   3. exp(x) = 2^(n / EXP_STEPS) (1 + r + r^2 P(r)), P the shorter the more steps */
-static INLINE void exp_vectors(vec *x, int count) {
+static INLINE void exp_limited(vec *x, const vec *limit, int count) {
     enum { TERMS = EXP_STEPS == 1 ? EXP_TERMS : 2 };
     const real *const coefficients = EXP_STEPS == 1 ? exp_coefficients : exp_step_coefficients[EXP_STEPS == 16];
     const real rounding = ROUNDING + EXPONENT_BIAS * EXP_STEPS;
     vec scale[4], r[4], p[4];
-    for (int j = 0; j < count; j++) x[j] = v_min(v_set1(EXP_HIGHEST), v_max(v_set1(EXP_LOWEST), x[j]));
+    for (int j = 0; j < count; j++) x[j] = v_max(v_set1(EXP_LOWEST), v_min(limit[j], x[j]));
     for (int j = 0; j < count; j++) scale[j] = v_fma(x[j], v_set1(LOG2_E * EXP_STEPS), v_set1(rounding));
     for (int j = 0; j < count; j++) r[j] = v_sub(scale[j], v_set1(rounding));
     for (int j = 0; j < count; j++) x[j] = v_fma(r[j], v_set1(-LN2_HIGH / EXP_STEPS), x[j]);
@@ -22,6 +22,11 @@ static INLINE void exp_vectors(vec *x, int count) {
     for (int j = 0; j < count; j++) p[j] = v_fma(p[j], x[j], x[j]);
     for (int j = 0; j < count; j++) scale[j] = v_from_bits(i_exp2(v_bits(scale[j])));
     for (int j = 0; j < count; j++) x[j] = v_fma(p[j], scale[j], scale[j]);
+}
+
+static INLINE void exp_vectors(vec *x, int count) {
+    const vec highest = v_set1(EXP_HIGHEST), limit[4] = {highest, highest, highest, highest};
+    exp_limited(x, limit, count);
 }
 
 static INLINE real exp_one(real x) {

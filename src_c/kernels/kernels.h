@@ -11,20 +11,30 @@
 
 #include "finish.h"
 
+#include "outgoing.h"
+
 #include "tile.h"
 
 #include "rows.h"
 
 #include "lanes.h"
 
-_Static_assert((int)LANES <= (int)MOST_LANES, "chunk_sums has room for each lane");
+_Static_assert((int)LANES <= (int)MOST_LANES, "chunk_state has room for each lane");
 
-static int64_t visit_any(const task *t, rows *r, chunk_sums *sums, char *scratch) {
-    int64_t bad = t->lanes ? visit_lanes(t, r, sums, scratch) : visit_rows(t, r, sums, scratch);
-    if (t->stream) v_fence();
-    return bad;
+static int64_t visit_any(const task *t, rows *r, chunk_state *state, char *scratch) {
+    return t->lanes ? visit_lanes(t, r, state, scratch) : visit_rows(t, r, state, scratch);
 }
 
-static size_t scratch_bytes(const task *t) { return t->lanes ? lanes_scratch_bytes() : rows_scratch_bytes(t); }
+static size_t scratch_bytes(const task *t) { return t->lanes ? lanes_scratch_bytes(t) : rows_scratch_bytes(t); }
 
-#define KERNELS {visit_any, scratch_bytes, load_targets, first_bad_dense_row}
+static void finish_chunk(const task *t, chunk_state *state) {
+    outgoing *o = &state->outgoing;
+#ifdef REAL_HAS_HALVES
+    if (o->left > 0 && t->problem->out.dtype == FASTCE_F16) finish_sending(o, FASTCE_F16);
+    if (o->left > 0 && t->problem->out.dtype == FASTCE_BF16) finish_sending(o, FASTCE_BF16);
+#endif
+    finish_sending(o, real_dtype());
+    if (t->stream) v_fence();
+}
+
+#define KERNELS {visit_any, scratch_bytes, finish_chunk, load_targets, first_bad_dense_row}

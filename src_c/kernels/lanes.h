@@ -19,9 +19,11 @@ typedef struct lane_state {
 
 typedef struct lane_scratch {
     real *x, *q, *out, *flat;
+    real *leaving;     /* rows that will leave while others are computed */
+    outgoing outgoing; /* and those that do */
 } lane_scratch;
 
-static size_t lanes_scratch_bytes(void) { return 4 * TILE_SIZE * ELEMENT; }
+static size_t lanes_scratch_bytes(const task *t) { return (t->stream ? 6 : 4) * TILE_SIZE * ELEMENT; }
 
 static INLINE block_of_lanes get_lanes(const task *t, const rows *r, int64_t first, bool direct, lane_scratch *w) {
     const fastce_array *a = &t->problem->logits;
@@ -30,14 +32,14 @@ static INLINE block_of_lanes get_lanes(const task *t, const rows *r, int64_t fir
         const char *p = r->logits + r->first * r->logits_step + first * a->class_stride;
         return (block_of_lanes){p, a->class_stride, first, n};
     }
-    load_tile(w->x, w->flat, a, r->logits, r->logits_step, r, first, n);
+    load_tile(w->x, w->flat, a, r->logits, r->logits_step, r, first, n, &w->outgoing);
     return (block_of_lanes){(const char *)w->x, VISIT_ROWS * ELEMENT, first, n};
 }
 
 /* q_k / s of a block of dense targets; returns -1, or the first row with a target that is not valid. */
 static int64_t get_dense_tile(const task *t, const rows *r, int64_t first, int64_t n, lane_scratch *w) {
     const fastce_array *a = &t->problem->target;
-    load_tile(w->q, w->flat, a, r->dense, r->dense_step, r, first, n);
+    load_tile(w->q, w->flat, a, r->dense, r->dense_step, r, first, n, &w->outgoing);
     const real *scales = t->q_scale, *vector = t->q_vector, uniform = (real)t->problem->target_scale;
     real lowest[VISIT_ROWS] = {0}, poison[VISIT_ROWS] = {0};
     for (int64_t k = 0; k < n; k++) {
@@ -100,13 +102,14 @@ static INLINE void load_label_logits(const task *t, const rows *r, lane_state *a
 }
 
 /* All classes of a group of rows into a tile, without the label: its logit leaves, and the last class takes its place. */
-static INLINE void take_label_logits(block_of_lanes x, real *tile, int64_t row, lane_state *a) {
+static INLINE void take_label_logits(block_of_lanes x, real *tile, int64_t row, lane_state *a, outgoing *o) {
     const char *p = x.p + row * ELEMENT;
     vec label[4], logit[4], last[4];
     for (int j = 0; j < 4; j++) label[j] = v_load(&a->label[row + j * LANES]);
     for (int j = 0; j < 4; j++)
         logit[j] = last[j] = v_load((const real *)(p + (x.n - 1) * x.stride + j * LANES * ELEMENT));
-    for (int64_t k = 0; k + 1 < x.n; k++)
+    for (int64_t k = 0; k + 1 < x.n; k++) {
+        send_line(o);
         for (int j = 0; j < 4; j++) {
             const char *at = p + k * x.stride + j * LANES * ELEMENT;
             vec v = v_load((const real *)at);
@@ -115,11 +118,13 @@ static INLINE void take_label_logits(block_of_lanes x, real *tile, int64_t row, 
             logit[j] = v_select(taken, v, logit[j]);
             v_store(&tile[k * VISIT_ROWS + row + j * LANES], v_select(taken, last[j], v));
         }
+    }
     for (int j = 0; j < 4; j++) v_store(&a->s.label_logit[row + j * LANES], logit[j]);
 }
 
 /* rest = sum of exp(x_k - x_label) over the first n classes of a tile, which keeps the exponentials. */
-static INLINE void add_tile(real *tile, int64_t n, int64_t row, lane_state *a) {
+static INLINE void add_tile(real *tile, int64_t n, int64_t row, lane_state *a, const char *ahead, ptrdiff_t ahead_step,
+                            outgoing *o) {
     const bool flushes = n > FLUSH_CLASSES;
     vec shift[4], sum[4], e[4];
     double sums[GROUP], lost[GROUP];
@@ -128,6 +133,8 @@ static INLINE void add_tile(real *tile, int64_t n, int64_t row, lane_state *a) {
     for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
     for (int64_t k = 0; k < n; k++) {
         real *at = &tile[k * VISIT_ROWS + row];
+        prefetch(ahead + k * ahead_step, ahead_step);
+        send_line(o);
         for (int j = 0; j < 4; j++) e[j] = v_sub(v_load(at + j * LANES), shift[j]);
         exp_vectors(e, 4);
         for (int j = 0; j < 4; j++) v_store(at + j * LANES, e[j]);
@@ -280,8 +287,12 @@ static bool reduce_by_label(const task *t, const rows *r, lane_state *a, lane_sc
         block_of_lanes x = get_lanes(t, r, 0, direct, w);
         find_labels(t, r, x, a);
         for (int64_t row = 0; row < r->count; row += GROUP) {
-            take_label_logits(x, w->x, row, a);
-            add_tile(w->x, x.n - 1, row, a);
+            /* The rows of later visits come while the exponentials of this one are computed. */
+            ptrdiff_t size = direct || !r->consecutive ? 0 : GROUP * r->logits_step;
+            const char *next =
+                r->logits + (r->first + row) * r->logits_step + (2 * size < AHEAD_BYTES ? AHEAD_BYTES : 2 * size);
+            take_label_logits(x, w->x, row, a, &w->outgoing);
+            add_tile(w->x, x.n - 1, row, a, next, size / (x.n > 1 ? x.n - 1 : 1), &w->outgoing);
         }
     } else {
         load_label_logits(t, r, a, w, direct);
@@ -314,36 +325,6 @@ static bool reduce_by_label(const task *t, const rows *r, lane_state *a, lane_sc
         if (s->sound[i] == 0) set_lane(t, r, &b, s, i);
     }
     return false;
-}
-
-/* Gradients of the rows of a visit, field by field. */
-typedef struct gradients {
-    bool any_lowered;
-    real factor[VISIT_ROWS], at_label[VISIT_ROWS], lowered[VISIT_ROWS];
-    real q_factor[VISIT_ROWS], total[VISIT_ROWS], share[VISIT_ROWS], lost[VISIT_ROWS], pull[VISIT_ROWS];
-} gradients;
-
-/* All of q on the label, which served as maximum: the same operations, less those with 0. */
-static void find_plain_gradients(const rows *r, const results *s, gradients *g) {
-    const vec one = v_set1(1);
-    double top[VISIT_ROWS];
-    real estimate[VISIT_ROWS];
-    int lowered = 0;
-    for (int64_t i = 0; i < r->count; i += LANES) v_store(&estimate[i], v_div(one, v_add(one, v_load(&s->rest[i]))));
-    for (int64_t i = 0; i < r->count; i++) {
-        double rest = (double)s->rest[i], scale = r->grad_scale[i], mass = r->label_mass[i], x = (double)estimate[i];
-        top[i] = x + x * (1 - (1 + rest) * x); /* Newton's step is cheaper than a wide division */
-        double factor = scale * mass * top[i];
-        g->factor[i] = (real)factor;
-        g->at_label[i] = (real)(scale * -(mass * (rest * top[i])));
-        lowered |= must_lower(factor);
-    }
-    g->any_lowered = lowered;
-    for (int64_t i = 0; i < r->count && lowered; i++) {
-        double scale = r->grad_scale[i] * r->label_mass[i];
-        g->lowered[i] = 1;
-        if (must_lower(scale * top[i])) lower_exponentials(scale, top[i], &g->factor[i], &g->lowered[i]);
-    }
 }
 
 static void find_gradients(const task *t, const rows *r, const results *s, gradients *g) {
@@ -404,7 +385,7 @@ static INLINE void write_group(const task *t, const rows *r, block_of_lanes x, c
 
 /* Gradient of a group of rows from the exponentials that add_tile left. */
 static INLINE void write_kept(const rows *r, const real *tile, int64_t n, const gradients *g, int64_t row,
-                              const lane_state *a, char *to, ptrdiff_t to_stride, bool stream) {
+                              const lane_state *a, char *to, ptrdiff_t to_stride, bool stream, outgoing *o) {
     const vec zero = v_set1(0);
     vec label[4], factor[4], at_label[4], last[4];
     real kept[GROUP] = {0};
@@ -413,7 +394,8 @@ static INLINE void write_kept(const rows *r, const real *tile, int64_t n, const 
     for (int j = 0; j < 4; j++) at_label[j] = v_load(&g->at_label[row + j * LANES]);
     for (int j = 0; j < 4; j++) last[j] = zero;
     for (int i = 0; i < GROUP && !r->all_kept; i++) kept[i] = row + i < r->count && r->weight[row + i] != 0;
-    for (int64_t k = 0; k < n; k++)
+    for (int64_t k = 0; k < n; k++) {
+        send_line(o);
         for (int j = 0; j < 4; j++) {
             mask taken = v_eq(label[j], v_set1((real)(int32_t)k));
             vec e = last[j];
@@ -431,10 +413,26 @@ static INLINE void write_kept(const rows *r, const real *tile, int64_t n, const 
             else
                 v_store(at, e);
         }
+    }
 }
 
-static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct, bool out_direct,
-                        bool plain) {
+/* Lets the rows of a tile leave where they can: whole rows of reals, one after the other, past the caches. */
+static bool let_leave(const task *t, const rows *r, lane_scratch *w, const real *tile, chunk_state *state) {
+    const fastce_array *a = &t->problem->out;
+    const int64_t n = t->problem->n_classes;
+    outgoing *o = &w->outgoing;
+    if (!t->stream || a->dtype != real_dtype() || n > TILE_CLASSES || !rows_are_packed(a, r->out_step, r, n))
+        return false;
+    transpose_out((char *)w->leaving, n * ELEMENT, tile, r->count, n, o);
+    finish_sending(o, real_dtype());
+    *o = (outgoing){w->leaving, r->out + r->first * r->out_step, r->count * n, 1};
+    begin_sending(o, real_dtype());
+    state->filling = !state->filling;
+    return true;
+}
+
+static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratch *w, chunk_state *state, bool direct,
+                        bool out_direct, bool plain) {
     const fastce_problem *q = t->problem;
     const bool dense = q->target_kind == FASTCE_DENSE;
     results *s = &a->s;
@@ -447,7 +445,7 @@ static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratc
         }
     }
     if (plain)
-        find_plain_gradients(r, s, &g);
+        find_plain_gradients(r, s, 0, r->count, &g);
     else
         find_gradients(t, r, s, &g);
     for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
@@ -460,24 +458,30 @@ static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratc
         const real *vector = t->q_vector && !dense ? (const real *)t->q_vector + first : NULL;
         if (dense) get_dense_tile(t, r, first, x.n, w);
         const real *q_tile = dense ? w->q : NULL;
-        char *to = out_direct ? r->out + r->first * r->out_step + first * q->out.class_stride : (char *)w->out;
+        real *written = kept ? w->x : w->out; /* in place it stays in L1 */
+        char *to = out_direct ? r->out + r->first * r->out_step + first * q->out.class_stride : (char *)written;
         const ptrdiff_t to_stride = out_direct ? q->out.class_stride : VISIT_ROWS * ELEMENT;
         const bool stream = out_direct && t->stream && ((uintptr_t)to | (uintptr_t)to_stride) % sizeof(vec) == 0;
         for (int64_t row = 0; row < r->count; row += GROUP) {
             if (kept && stream)
-                write_kept(r, w->x, x.n, &g, row, a, to, to_stride, true);
+                write_kept(r, w->x, x.n, &g, row, a, to, to_stride, true, &w->outgoing);
             else if (kept)
-                write_kept(r, w->x, x.n, &g, row, a, to, to_stride, false);
+                write_kept(r, w->x, x.n, &g, row, a, to, to_stride, false, &w->outgoing);
             else
                 write_group(t, r, x, vector, q_tile, &g, row, a, to, to_stride);
         }
-        if (!out_direct) store_tile(t, w->out, w->flat, r, first, x.n);
+        if (!out_direct && !let_leave(t, r, w, written, state)) store_tile(t, written, w->flat, r, first, x.n);
     }
 }
 
-static int64_t visit_lanes(const task *t, rows *r, chunk_sums *sums, char *scratch) {
+static int64_t visit_lanes(const task *t, rows *r, chunk_state *state, char *scratch) {
     real *room = (real *)scratch;
-    lane_scratch w = {room, room + TILE_SIZE, room + 2 * TILE_SIZE, room + 3 * TILE_SIZE};
+    lane_scratch w = {room,
+                      room + TILE_SIZE,
+                      room + 2 * TILE_SIZE,
+                      room + 3 * TILE_SIZE,
+                      room + (4 + state->filling) * TILE_SIZE,
+                      state->outgoing};
     lane_state a;
     bool neighbours = r->consecutive && r->count % GROUP == 0 && t->problem->logits.dtype == real_dtype();
     bool direct = neighbours && t->logits_direct;
@@ -485,13 +489,17 @@ static int64_t visit_lanes(const task *t, rows *r, chunk_sums *sums, char *scrat
     if (t->needs_max) {
         load_label_logits(t, r, &a, &w, direct);
         int64_t bad = reduce_by_max(t, r, &a, &w, direct);
-        if (bad >= 0) return bad;
+        if (bad >= 0) {
+            state->outgoing = w.outgoing;
+            return bad;
+        }
         for (int64_t i = 0; i < r->count; i++) set_lane(t, r, &a, &a.s, i);
     } else {
         plain = reduce_by_label(t, r, &a, &w, direct);
     }
-    finish(t, r, &a.s, plain, sums);
+    finish(t, r, &a.s, plain, state);
     write_values(r, &a.s);
-    if (t->problem->out.data) write_lanes(t, r, &a, &w, direct, neighbours && t->out_direct, plain);
+    if (t->problem->out.data) write_lanes(t, r, &a, &w, state, direct, neighbours && t->out_direct, plain);
+    state->outgoing = w.outgoing;
     return -1;
 }

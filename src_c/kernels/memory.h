@@ -65,32 +65,27 @@ static INLINE void store_first(char *p, vec a, int64_t n, fastce_dtype storage) 
     v_store_first((real *)p, a, n);
 }
 
+/* How far ahead of its use memory is asked for: some hundred nanoseconds of work, and the translation of the
+ * next page comes with it. */
+enum { AHEAD_BYTES = 4096 };
+
+static INLINE void prefetch(const char *p, ptrdiff_t size) {
+    for (ptrdiff_t i = 0; i < size; i += 64) __builtin_prefetch(p + i);
+}
+
 static INLINE real first_lane(vec a) {
     real lanes[LANES];
     v_store(lanes, a);
     return lanes[0];
 }
 
-/* Sums of lanes in float64; what rounding loses of them is kept where the arithmetic is no narrower than the sum. */
+/* Sums of lanes in memory; what rounding loses of them is kept where the arithmetic is no narrower than the sum. */
 typedef struct lane_sums {
     double sum[LANES], lost[LANES];
 } lane_sums;
 
 static INLINE vec rounded_sums(const double *sum, const double *lost) {
     return sizeof(real) == sizeof(double) ? v_add(v_from_doubles(sum), v_from_doubles(lost)) : v_from_doubles(sum);
-}
-
-static INLINE double total_of(const lane_sums *s) {
-    double sum = 0, lost = 0;
-    if (sizeof(real) == sizeof(double)) {
-        for (int i = 0; i < LANES; i++) add_exactly(&sum, &lost, s->sum[i]), lost += s->lost[i];
-        return sum <= DBL_MAX ? sum + lost : sum; /* beside infinity, what was lost is NaN */
-    }
-    double half[LANES];
-    for (int i = 0; i < LANES; i++) half[i] = s->sum[i];
-    for (int n = LANES / 2; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) half[i] += half[i + n];
-    return half[0];
 }
 
 /* Copies elements of any dtype, byte order and stride into reals. */

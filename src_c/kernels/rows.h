@@ -1,7 +1,7 @@
 /* Rows of vectors: neighbouring classes fill a vector, one row at a time, block by block, so that memory is read once.
  * For long rows whose classes are neighbours in memory. */
 
-enum { PREFETCH_BYTES = 1024, STAGED_REALS = 1 << 14 };
+enum { STAGED_REALS = 1 << 14, STAGED_ROOM = STAGED_REALS + GROUP, MOST_STAGED = 512 };
 
 /* A block of a row as vectors load it: where it lies, or copied. */
 typedef struct block {
@@ -50,92 +50,84 @@ static INLINE int64_t block_find(block b, real value, fastce_dtype storage) {
     return -1;
 }
 
-/* x with the lane at position replaced by -inf; none where position is outside of the vector. */
-static INLINE vec without(vec x, int64_t position) {
-    real lane = position >= 0 && position < LANES ? (real)position : -1;
-    return v_select(v_eq(v_iota(), v_set1(lane)), v_set1(-INFINITY), x);
+/* Where a group of vectors has no class to leave out its exponentials are limited by the first GROUP of these; else by
+ * those that start so many before the -inf. */
+static const real limits[2 * GROUP + 1] = {
+    [0 ... GROUP - 1] = EXP_HIGHEST, [GROUP] = -INFINITY, [GROUP + 1 ... 2 * GROUP] = EXP_HIGHEST};
+
+static INLINE const real *limits_at(int64_t i, int64_t excluded) {
+    uint64_t position = (uint64_t)(excluded - i);
+    return limits + (position < GROUP ? GROUP - position : 0);
 }
 
-static INLINE void exp_and_add(vec *x, int count, vec shift, vec *sum, real *kept) {
+static INLINE void exp_and_add(vec *x, int count, vec shift, const real *limit, vec *sum, real *kept) {
+    vec highest[4];
+    for (int j = 0; j < count; j++) highest[j] = v_load(limit + j * LANES);
     for (int j = 0; j < count; j++) x[j] = v_sub(x[j], shift);
-    exp_vectors(x, count);
+    exp_limited(x, highest, count);
     if (kept)
         for (int j = 0; j < count; j++) v_store(kept + j * LANES, x[j]);
     for (int j = 0; j < count; j++) sum[j] = v_add(sum[j], x[j]);
 }
 
-static INLINE void flush(lane_sums *sums, vec *sum) {
-    v_accumulate(sums->sum, sums->lost, v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
+static INLINE vec four_in_one(const vec *a) { return v_add(v_add(a[0], a[1]), v_add(a[2], a[3])); }
+
+static INLINE void flush(wide *sums, vec *sum) {
+    *sums = w_add(*sums, four_in_one(sum));
     for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
 }
 
 /* The last vectors of a block, fewer than a group: -inf beyond its end. */
-static INLINE void load_tail(vec *x, int count, block b, int64_t i, fastce_dtype storage) {
-    const ptrdiff_t size = storage_size(storage);
-    for (int j = 0; j + 1 < count; j++) x[j] = load(b.p + (i + j * LANES) * size, storage);
-    i += (count - 1) * LANES;
-    x[count - 1] =
-        b.n - i >= LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, b.n - i, -INFINITY, storage);
-}
-
-static INLINE void add_tail(int count, block b, int64_t i, vec shift, int64_t excluded, vec *sum, real *kept,
+static INLINE void add_tail(int count, block b, int64_t i, vec shift, const real *limit, vec *sum, real *kept,
                             fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
     vec x[4];
-    load_tail(x, count, b, i, storage);
-    for (int j = 0; j < count; j++) x[j] = without(x[j], excluded - i - j * LANES);
-    exp_and_add(x, count, shift, sum, kept ? kept + i : NULL);
+    for (int j = 0; j + 1 < count; j++) x[j] = load(b.p + (i + j * LANES) * size, storage);
+    int64_t last = i + (count - 1) * LANES;
+    x[count - 1] = b.n - last >= LANES ? load(b.p + last * size, storage)
+                                       : load_first(b.p + last * size, b.n - last, -INFINITY, storage);
+    exp_and_add(x, count, shift, limit, sum, kept);
 }
 
-/* Sum of exp(x_k - shift) over a block without the class at excluded (-1: none), whose exponential is kept as 0.
+/* Sum of exp(x_k - shift) over a block without the class at excluded (none where it is not in the block), whose exponential is kept as 0.
  * kept has room for whole vectors; every few vectors the sum moves to float64, so that its error does not grow. */
-static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *kept, fastce_dtype storage) {
+static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *kept, outgoing *o,
+                                   fastce_dtype storage) {
     enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
-    const bool flushes = b.n >= (GROUPS_A_FLUSH + 1) * GROUP;
-    lane_sums sums;
-    v_clear(sums.sum, sums.lost);
+    wide sums = w_zero();
     vec sum[4], x[4], shifts = v_set1(shift);
     for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
-
-    /* The group of the excluded class is patched aside and read from there. */
-    char patch[GROUP * sizeof(real)];
-    int64_t patched = -1;
-    if (excluded >= 0 && excluded / GROUP * GROUP + GROUP <= b.n) {
-        patched = excluded / GROUP * GROUP;
-        for (int j = 0; j < 4; j++) {
-            vec v = load(b.p + (patched + j * LANES) * size, storage);
-            store(patch + j * LANES * size, without(v, excluded - patched - j * LANES), storage, false);
-        }
-    }
     int64_t i = 0;
-    for (int groups = 0; i + GROUP <= b.n; i += GROUP) {
-        const char *p = i == patched ? patch : b.p + i * size;
-        for (ptrdiff_t line = 0; line < GROUP * size; line += 64)
-            __builtin_prefetch(b.p + i * size + PREFETCH_BYTES + line);
+    for (int groups = 1; i + GROUP <= b.n; i += GROUP, groups++) {
+        const char *p = b.p + i * size;
+        prefetch(p + AHEAD_BYTES, GROUP * size);
         for (int j = 0; j < 4; j++) x[j] = load(p + j * LANES * size, storage);
-        exp_and_add(x, 4, shifts, sum, kept ? kept + i : NULL);
-        if (++groups % GROUPS_A_FLUSH == 0 && flushes) flush(&sums, sum);
+        exp_and_add(x, 4, shifts, limits_at(i, excluded), sum, kept ? kept + i : NULL);
+        if (o && o->left >= GROUP) send_group(o, storage);
+        if (groups % GROUPS_A_FLUSH == 0) flush(&sums, sum);
     }
+    prefetch(b.p + i * size + AHEAD_BYTES, (b.n - i) * size);
+    if (o && o->left >= GROUP) send_group(o, storage);
+    const real *limit = limits_at(i, excluded);
+    real *to = kept ? kept + i : NULL;
     switch ((b.n - i + LANES - 1) / LANES) {
     case 0:
         break;
     case 1:
-        add_tail(1, b, i, shifts, excluded, sum, kept, storage);
+        add_tail(1, b, i, shifts, limit, sum, to, storage);
         break;
     case 2:
-        add_tail(2, b, i, shifts, excluded, sum, kept, storage);
+        add_tail(2, b, i, shifts, limit, sum, to, storage);
         break;
     case 3:
-        add_tail(3, b, i, shifts, excluded, sum, kept, storage);
+        add_tail(3, b, i, shifts, limit, sum, to, storage);
         break;
     default:
-        add_tail(4, b, i, shifts, excluded, sum, kept, storage);
+        add_tail(4, b, i, shifts, limit, sum, to, storage);
         break;
     }
-    vec four = v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]));
-    if (!flushes) return v_sum(four);
-    v_accumulate(sums.sum, sums.lost, four);
-    return total_of(&sums);
+    return w_total(w_add(sums, four_in_one(sum)));
 }
 
 /* exp(x_k - shift) for a block, as block_exp_sum keeps them. */
@@ -145,12 +137,12 @@ static INLINE void block_exp(block b, real shift, real *kept, fastce_dtype stora
     int64_t i = 0;
     for (; i + GROUP <= b.n; i += GROUP) {
         for (int j = 0; j < 4; j++) x[j] = load(b.p + (i + j * LANES) * size, storage);
-        exp_and_add(x, 4, shifts, unused, kept + i);
+        exp_and_add(x, 4, shifts, limits, unused, kept + i);
     }
     for (; i < b.n; i += LANES) {
         int64_t n = b.n - i < LANES ? b.n - i : LANES;
         x[0] = n == LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, n, -INFINITY, storage);
-        exp_and_add(x, 1, shifts, unused, kept + i);
+        exp_and_add(x, 1, shifts, limits, unused, kept + i);
     }
 }
 
@@ -160,9 +152,7 @@ static INLINE void block_distance(block b, const real *q, real shift, double *ma
     enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
     const vec zero = v_set1(0), shifts = v_set1(shift);
-    lane_sums masses, distances;
-    v_clear(masses.sum, masses.lost);
-    v_clear(distances.sum, distances.lost);
+    wide masses = w_zero(), distances = w_zero();
     vec m[4], d[4];
     for (int j = 0; j < 4; j++) m[j] = d[j] = zero;
     int64_t i = 0;
@@ -186,8 +176,8 @@ static INLINE void block_distance(block b, const real *q, real shift, double *ma
     }
     flush(&masses, m);
     flush(&distances, d);
-    *mass = total_of(&masses);
-    *distance = total_of(&distances);
+    *mass = w_total(masses);
+    *distance = w_total(distances);
 }
 
 /* Whether a block of dense targets is finite and not negative. */
@@ -226,64 +216,95 @@ static const real *get_dense_block(const task *t, const char *row, int64_t first
 /* Scratch of the kernel: exponentials of a row, the shift of each of its blocks, and a block of x, q and output. */
 typedef struct row_scratch {
     real *kept, *shifts, *x, *q, *out;
-    real *staged; /* rows on their way out together, NULL where each goes out by itself */
+    real *leaving; /* the row before, where rows leave while the next is computed; else NULL */
+    real *staged;  /* rows that will leave together, NULL where each goes out by itself; kept is within it */
     int64_t staged_rows;
+    bool scales[VISIT_ROWS]; /* which rows of the visit are staged as exponentials, all of q on their label */
 } row_scratch;
 
 static size_t kept_classes(int64_t n_classes) {
     return n_classes <= KEPT_CLASSES ? (size_t)(n_classes + GROUP) / GROUP * GROUP : 0;
 }
 
-/* Short rows that leave past the cache gather until they fill many whole lines. */
-static bool rows_are_staged(const task *t) { return t->stream && t->problem->n_classes <= BLOCK_CLASSES; }
+/* Of rows that leave past the cache short ones gather until they fill many whole lines; others leave one by one, where
+ * the row is known from its exponentials and one factor while the next is computed. */
+static bool rows_are_staged(const task *t) { return t->stream && t->problem->n_classes <= MOST_STAGED; }
 
-static size_t rows_scratch_bytes(const task *t) {
-    int64_t classes = t->problem->n_classes;
-    size_t kept = t->problem->out.data ? kept_classes(classes) : 0;
-    size_t staged = rows_are_staged(t) ? STAGED_REALS : 0;
-    return (kept + (size_t)(kept / BLOCK_CLASSES + 1) + 3 * (BLOCK_CLASSES + GROUP) + staged) * sizeof(real) + 64;
+static bool rows_overlap(const task *t) {
+    return t->stream && !t->needs_max && t->problem->n_classes > MOST_STAGED && t->problem->n_classes <= KEPT_CLASSES;
 }
 
-static row_scratch lay_out_rows(const task *t, char *scratch) {
+/* Twice where one leaves while the other fills. */
+static size_t rows_scratch_bytes(const task *t) {
+    int64_t classes = t->problem->n_classes;
+    size_t kept = t->problem->out.data ? kept_classes(classes) : 0, staged = rows_are_staged(t) ? 2 * STAGED_ROOM : 0;
+    size_t reals = kept * (rows_overlap(t) ? 2 : 1) + kept / BLOCK_CLASSES + 1 + 3 * (BLOCK_CLASSES + GROUP) + staged;
+    return reals * sizeof(real) + 64;
+}
+
+static row_scratch lay_out_rows(const task *t, const chunk_state *state, char *scratch) {
     int64_t classes = t->problem->n_classes;
     size_t kept = t->problem->out.data ? kept_classes(classes) : 0;
     row_scratch w = {.kept = (real *)scratch};
-    w.x = w.kept + kept;
+    w.x = w.kept + kept * (rows_overlap(t) ? 2 : 1);
     w.q = w.x + BLOCK_CLASSES + GROUP;
     w.out = w.q + BLOCK_CLASSES + GROUP;
-    w.staged = w.out + BLOCK_CLASSES + GROUP;
-    w.shifts = w.staged + (rows_are_staged(t) ? STAGED_REALS : 0);
+    w.shifts = w.out + BLOCK_CLASSES + GROUP;
+    w.staged = w.shifts + kept / BLOCK_CLASSES + 1;
+    if (rows_overlap(t)) w.kept += state->filling * kept;
+    if (rows_are_staged(t)) w.staged += state->filling * STAGED_ROOM;
     return w;
 }
 
-/* Sends the staged rows out, which are the last before row end of the visit. */
-static void flush_stage(const task *t, const rows *r, row_scratch *w, int64_t end) {
-    const fastce_problem *q = t->problem;
+/* Lets the staged rows leave, which are the last before row end of the visit; the next gather in the other buffer. */
+static INLINE void flush_stage(const task *t, const rows *r, const results *s, row_scratch *w, int64_t end,
+                               chunk_state *state, outgoing *o, fastce_dtype storage) {
+    const int64_t first = end - w->staged_rows, n_classes = t->problem->n_classes;
     if (w->staged_rows == 0) return;
-    char *out = r->out + row_of(r, end - w->staged_rows) * r->out_step;
-    narrow_as(out, w->staged, w->staged_rows * q->n_classes, q->out.dtype, true);
+    gradients g;
+    find_plain_gradients(r, s, first, end, &g);
+    for (int64_t i = first; i < end; i++) {
+        real *e = w->staged + (i - first) * n_classes;
+        if (!w->scales[i]) continue;
+        for (int64_t k = 0; k < n_classes && g.any_lowered; k++) e[k] *= g.lowered[i];
+        const vec factor = v_set1(g.factor[i]);
+        int64_t k = 0;
+        for (; k + LANES <= n_classes; k += LANES) v_store(e + k, v_mul(factor, v_load(e + k)));
+        for (; k < n_classes; k++) e[k] *= g.factor[i];
+        e[r->label[i]] = g.at_label[i];
+    }
+    finish_sending(o, storage);
+    *o = (outgoing){w->staged, r->out + row_of(r, first) * r->out_step, w->staged_rows * n_classes, 1};
+    begin_sending(o, storage);
+    w->staged += state->filling ? -STAGED_ROOM : STAGED_ROOM;
     w->staged_rows = 0;
+    state->filling = !state->filling;
 }
 
-/* Where row i of the visit, which follows those staged, is to be written; NULL where rows go out by themselves. */
-static real *stage_row(const task *t, const rows *r, int64_t i, row_scratch *w) {
-    int64_t n_classes = t->problem->n_classes;
-    if (!w->staged) return NULL;
-    if ((w->staged_rows + 1) * n_classes > STAGED_REALS) flush_stage(t, r, w, i);
-    return w->staged + w->staged_rows++ * n_classes;
+/* Stages row i of the visit: its exponentials will be kept in its place. */
+static INLINE void stage_row(const task *t, const rows *r, const results *s, int64_t i, row_scratch *w,
+                             chunk_state *state, outgoing *o, fastce_dtype storage) {
+    const int64_t n_classes = t->problem->n_classes;
+    if ((w->staged_rows + 1) * n_classes > STAGED_REALS) flush_stage(t, r, s, w, i, state, o, storage);
+    w->kept = w->staged + w->staged_rows++ * n_classes;
+    w->scales[i] = false;
 }
 
 /* Sum of exp(x_k - x_label) over the other classes: no maximum needed, and the loss is its log1p, however small. Not
  * finite, or above LARGEST_SHIFTED_SUM, where the row needs its maximum after all. */
 static INLINE double shifted_sum(const task *t, const char *row, int64_t label, real shift, row_scratch *w, bool keep,
-                                 bool direct, fastce_dtype storage) {
+                                 outgoing *o, bool direct, fastce_dtype storage) {
     const fastce_problem *q = t->problem;
     double sum = 0, lost = 0;
     if (shift - shift != 0) return INFINITY;
-    for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
+    if (q->n_classes <= BLOCK_CLASSES) {
+        block b = get_block(&q->logits, row, 0, q->n_classes, direct, w->x);
+        sum = block_exp_sum(b, shift, label, keep ? w->kept : NULL, o, storage);
+        if (keep) w->shifts[0] = shift;
+    }
+    for (int64_t first = 0; first < q->n_classes && q->n_classes > BLOCK_CLASSES; first += BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
-        int64_t excluded = label >= first && label < first + b.n ? label - first : -1;
-        add_exactly(&sum, &lost, block_exp_sum(b, shift, excluded, keep ? w->kept + first : NULL, storage));
+        add_exactly(&sum, &lost, block_exp_sum(b, shift, label - first, keep ? w->kept + first : NULL, o, storage));
         if (keep) w->shifts[first / BLOCK_CLASSES] = shift;
     }
     if (keep) w->kept[label] = 1;
@@ -317,7 +338,7 @@ static INLINE max_result max_and_rest(const task *t, const char *row, const char
         }
         real shift = s.max == -INFINITY ? 0 : s.max;
         real *kept = keep ? w->kept + first : NULL;
-        add_exactly(&s.rest, &rest_lost, block_exp_sum(b, shift, excluded, kept, storage));
+        add_exactly(&s.rest, &rest_lost, block_exp_sum(b, shift, excluded, kept, NULL, storage));
         if (keep) {
             if (excluded >= 0) kept[excluded] = 1;
             w->shifts[first / BLOCK_CLASSES] = shift;
@@ -405,7 +426,7 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
     real log_total = s->log_total[i];
     s->label_exp[i] = label < 0 ? 0 : s->label_logit[i] == max ? 1 : exp_one(s->label_logit[i] - max);
     const gradient g = gradient_of_row(t, r, s, i);
-    real *staged = stage_row(t, r, i, w);
+    real *staged = w->staged ? w->kept : NULL;
     bool stream = t->stream && (uintptr_t)out % (uintptr_t)storage_size(storage) == 0;
     for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
         int64_t n = q->n_classes - first < BLOCK_CLASSES ? q->n_classes - first : BLOCK_CLASSES;
@@ -447,9 +468,8 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
 static void write_zeros(const task *t, const rows *r, int64_t i, row_scratch *w) {
     const fastce_array *a = &t->problem->out;
     int64_t n_classes = t->problem->n_classes;
-    real *staged = stage_row(t, r, i, w);
-    if (staged) {
-        memset(staged, 0, (size_t)n_classes * sizeof(real));
+    if (w->staged) {
+        memset(w->kept, 0, (size_t)n_classes * sizeof(real));
         return;
     }
     memset(w->out, 0, BLOCK_CLASSES * sizeof(real));
@@ -460,63 +480,99 @@ static void write_zeros(const task *t, const rows *r, int64_t i, row_scratch *w)
     }
 }
 
-static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_sums *sums, char *scratch, bool direct,
+/* Lets the row whose exponentials are kept leave, all of its q on the label; the next is kept in the other buffer. */
+static INLINE void leave(const task *t, const rows *r, results *s, int64_t i, row_scratch *w, chunk_state *state,
+                         outgoing *o, fastce_dtype storage) {
+    const int64_t n_classes = t->problem->n_classes, kept = (int64_t)kept_classes(n_classes);
+    real *e = w->kept;
+    s->label_exp[i] = 1;
+    const gradient g = gradient_of_row(t, r, s, i);
+    e[r->label[i]] = -s->rest[i];
+    for (int64_t k = 0; k < n_classes && g.lowered != 1; k++) e[k] *= g.lowered;
+    *o = (outgoing){e, r->out + row_of(r, i) * r->out_step, n_classes, (double)g.factor};
+    begin_sending(o, storage);
+    w->kept += state->filling ? -kept : kept;
+    state->filling = !state->filling;
+}
+
+/* Row i through its maximum; false where its dense target is not acceptable. */
+static INLINE bool reduce_row_by_max(const task *t, const rows *r, results *s, int64_t i, row_scratch *w, bool keep,
+                                     bool direct, fastce_dtype storage) {
+    const fastce_problem *q = t->problem;
+    const char *row = r->logits + row_of(r, i) * r->logits_step, *dense = r->dense + row_of(r, i) * r->dense_step;
+    max_result m = max_and_rest(t, row, dense, w, keep, direct, storage);
+    if (m.bad) return false;
+    set_result(s, i, m.max, m.rest);
+    s->mass[i] = r->label_mass[i] + r->weight[i] * t->q_vector_sum;
+    s->z[i] = (real)(r->weight[i] * q->z_loss);
+    double distance = r->weight[i] * m.distance;
+    if (r->label[i] >= 0 && r->label_mass[i] > 0) distance += r->label_mass[i] * (double)(m.max - s->label_logit[i]);
+    s->distance[i] = (real)distance;
+    if (q->target_kind == FASTCE_DENSE) {
+        s->mass[i] = r->weight[i] * m.mass;
+        s->unit_mass[i] = m.mass;
+    }
+    return true;
+}
+
+static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, char *scratch, bool direct,
                                     fastce_dtype storage) {
     const fastce_problem *q = t->problem;
     const bool keep = q->out.data && q->output != FASTCE_LOG_SOFTMAX && q->n_classes <= KEPT_CLASSES;
-    row_scratch w = lay_out_rows(t, scratch);
+    const bool overlaps = rows_overlap(t);
+    row_scratch w = lay_out_rows(t, state, scratch);
     if (!rows_are_staged(t) || !rows_are_packed(&q->out, r->out_step, r, q->n_classes)) w.staged = NULL;
+    outgoing o = state->outgoing;
     results s;
     bool plain = !t->needs_max;
-    for (int64_t i = 0; i < VISIT_ROWS; i += LANES) v_store(&s.rest[i], v_set1(0));
+    for (int64_t i = r->count; i % GROUP != 0; i++) s.rest[i] = 0;
     for (int64_t i = 0; i < r->count; i++) {
         const char *row = r->logits + row_of(r, i) * r->logits_step;
-        const char *dense = r->dense + row_of(r, i) * r->dense_step;
-        int64_t label = r->label[i];
-        real label_logit = 0;
-        if (label >= 0)
-            label_logit = (real)load_number(row + label * q->logits.class_stride, direct ? storage : q->logits.dtype,
-                                            !direct && q->logits.byte_swapped);
-        if (r->weight[i] == 0) {
+        const int64_t label = r->label[i];
+        if (w.staged) stage_row(t, r, &s, i, &w, state, &o, storage);
+        if (!r->all_kept && r->weight[i] == 0) {
             s.max[i] = s.rest[i] = s.distance[i] = s.z[i] = 0, s.mass[i] = 0;
             if (q->out.data) write_zeros(t, r, i, &w);
             continue;
         }
-        s.mass[i] = r->label_mass[i] + r->weight[i] * t->q_vector_sum;
-        s.z[i] = (real)(r->weight[i] * q->z_loss);
-        s.distance[i] = 0;
-        s.label_logit[i] = label_logit;
+        s.label_logit[i] = 0;
+        if (label >= 0)
+            s.label_logit[i] = (real)load_number(row + label * q->logits.class_stride,
+                                                 direct ? storage : q->logits.dtype, !direct && q->logits.byte_swapped);
         double sum = INFINITY;
-        if (!t->needs_max) sum = shifted_sum(t, row, label, label_logit, &w, keep, direct, storage);
+        if (!t->needs_max)
+            sum = shifted_sum(t, row, label, s.label_logit[i], &w, keep, t->stream ? &o : NULL, direct, storage);
+        if (overlaps) finish_sending(&o, storage);
+        s.sound[i] = sum <= LARGEST_SHIFTED_SUM;
         if (sum <= LARGEST_SHIFTED_SUM) {
-            set_result(&s, i, label_logit, sum);
+            s.max[i] = s.label_logit[i];
+            s.rest[i] = (real)sum;
+            s.mass[i] = r->label_mass[i];
+            s.distance[i] = s.z[i] = 0;
         } else {
             plain = false;
-            max_result m = max_and_rest(t, row, dense, &w, keep, direct, storage);
-            if (m.bad) return i;
-            set_result(&s, i, m.max, m.rest);
-            double distance = r->weight[i] * m.distance;
-            if (label >= 0 && r->label_mass[i] > 0) distance += r->label_mass[i] * (double)(m.max - label_logit);
-            s.distance[i] = (real)distance;
-            if (q->target_kind == FASTCE_DENSE) {
-                s.mass[i] = r->weight[i] * m.mass;
-                s.unit_mass[i] = m.mass;
-            }
+            if (!reduce_row_by_max(t, r, &s, i, &w, keep, direct, storage)) return i;
         }
-        if (q->out.data) write_row(t, r, &s, i, &w, keep, direct, storage);
+        if (w.staged && sum <= LARGEST_SHIFTED_SUM)
+            w.scales[i] = true;
+        else if (overlaps && sum <= LARGEST_SHIFTED_SUM)
+            leave(t, r, &s, i, &w, state, &o, storage);
+        else if (q->out.data)
+            write_row(t, r, &s, i, &w, keep, direct, storage);
     }
-    flush_stage(t, r, &w, r->count);
-    finish(t, r, &s, plain, sums);
+    flush_stage(t, r, &s, &w, r->count, state, &o, storage);
+    state->outgoing = o;
+    finish(t, r, &s, plain, state);
     write_values(r, &s);
     return -1;
 }
 
-static int64_t visit_rows(const task *t, rows *r, chunk_sums *sums, char *scratch) {
+static int64_t visit_rows(const task *t, rows *r, chunk_state *state, char *scratch) {
 #ifdef REAL_HAS_HALVES
     if (t->logits_direct && t->problem->logits.dtype == FASTCE_F16)
-        return visit_rows_as(t, r, sums, scratch, true, FASTCE_F16);
+        return visit_rows_as(t, r, state, scratch, true, FASTCE_F16);
     if (t->logits_direct && t->problem->logits.dtype == FASTCE_BF16)
-        return visit_rows_as(t, r, sums, scratch, true, FASTCE_BF16);
+        return visit_rows_as(t, r, state, scratch, true, FASTCE_BF16);
 #endif
-    return visit_rows_as(t, r, sums, scratch, t->logits_direct, real_dtype());
+    return visit_rows_as(t, r, state, scratch, t->logits_direct, real_dtype());
 }

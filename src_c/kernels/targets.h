@@ -3,6 +3,7 @@
 
 static void load_labels(const fastce_array *a, const char *p, ptrdiff_t step, int64_t count, int64_t *label) {
     if (a->dtype == FASTCE_I64 && !a->byte_swapped && step == 8) {
+        prefetch(p + AHEAD_BYTES, count * 8);
         memcpy(label, p, (size_t)count * 8);
     } else if (a->dtype == FASTCE_I64 && !a->byte_swapped) {
         for (int64_t i = 0; i < count; i++) memcpy(&label[i], p + i * step, 8);

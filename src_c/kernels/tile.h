@@ -4,11 +4,12 @@
 enum { TILE_CLASSES = FEW_CLASSES, TILE_SIZE = TILE_CLASSES * VISIT_ROWS };
 
 /* Columns of rows whose classes are neighbouring reals. Rows shorter than a piece need readable memory behind the last. */
-static void transpose_in(real *to, const char *p, ptrdiff_t step, int64_t count, int64_t n) {
+static void transpose_in(real *to, const char *p, ptrdiff_t step, int64_t count, int64_t n, outgoing *o) {
     const int64_t whole = count / LANES * LANES;
     const bool pairs = n == 2 && step == 2 * (ptrdiff_t)sizeof(real);
     for (int64_t i = 0; i < whole && pairs; i += LANES) {
         vec a[2] = {v_load((const real *)(p + i * step)), v_load((const real *)(p + i * step) + LANES)};
+        send_line(o);
         v_unzip(a);
         for (int j = 0; j < 2; j++) v_store(&to[j * VISIT_ROWS + i], a[j]);
     }
@@ -16,6 +17,7 @@ static void transpose_in(real *to, const char *p, ptrdiff_t step, int64_t count,
         for (int64_t k = 0; k < n; k += COLUMNS) {
             int64_t first = k + COLUMNS <= n || n < COLUMNS ? k : n - COLUMNS; /* the last overlaps the one before */
             vec a[COLUMNS];
+            send_line(o);
             for (int j = 0; j < COLUMNS; j++)
                 a[j] = v_load_pieces(p + (i + j) * step + first * (ptrdiff_t)sizeof(real), step);
             v_transpose(a);
@@ -27,11 +29,12 @@ static void transpose_in(real *to, const char *p, ptrdiff_t step, int64_t count,
 }
 
 /* The rows of a tile to neighbouring reals, rows at a distance of step. */
-static void transpose_out(char *to, ptrdiff_t step, const real *from, int64_t count, int64_t n) {
+static void transpose_out(char *to, ptrdiff_t step, const real *from, int64_t count, int64_t n, outgoing *o) {
     const bool pairs = n == 2 && step == 2 * (ptrdiff_t)sizeof(real);
     const int64_t whole = n < COLUMNS && !pairs ? 0 : count / LANES * LANES;
     for (int64_t i = 0; i < whole && pairs; i += LANES) {
         vec a[2] = {v_load(&from[i]), v_load(&from[VISIT_ROWS + i])};
+        send_line(o);
         v_zip(a);
         for (int j = 0; j < 2; j++) v_store((real *)(to + i * step) + j * LANES, a[j]);
     }
@@ -39,6 +42,7 @@ static void transpose_out(char *to, ptrdiff_t step, const real *from, int64_t co
         for (int64_t k = 0; k < n; k += COLUMNS) {
             int64_t first = k + COLUMNS <= n ? k : n - COLUMNS;
             vec a[COLUMNS];
+            send_line(o);
             for (int j = 0; j < COLUMNS; j++) a[j] = v_load(&from[(first + j) * VISIT_ROWS + i]);
             v_transpose(a);
             for (int j = 0; j < COLUMNS; j++)
@@ -91,7 +95,7 @@ static bool rows_are_packed(const fastce_array *a, ptrdiff_t step, const rows *r
 
 /* Classes [first, first + n) of an array; lanes up to the next whole group become 0. flat has TILE_SIZE. */
 static void load_tile(real *to, real *flat, const fastce_array *a, const char *base, ptrdiff_t step, const rows *r,
-                      int64_t first, int64_t n) {
+                      int64_t first, int64_t n, outgoing *o) {
     const bool neighbours = a->class_stride == dtype_size(a->dtype) && !a->byte_swapped && dtype_is_vector(a->dtype);
     base += first * a->class_stride;
     if (positions_are_packed(a, step, r)) {
@@ -99,7 +103,8 @@ static void load_tile(real *to, real *flat, const fastce_array *a, const char *b
             widen_as(&to[k * VISIT_ROWS], base + r->first * step + k * a->class_stride, r->count, a->dtype);
     } else if (neighbours) {
         const char *p = base + r->first * step;
-        const bool packed = rows_are_packed(a, step, r, n), real_rows = r->consecutive && a->dtype == real_dtype();
+        const bool packed = rows_are_packed(a, step, r, n);
+        const bool real_rows = r->consecutive && a->dtype == real_dtype();
         if (!real_rows || (n < COLUMNS && !(n == 2 && packed))) {
             int64_t runs = packed ? 1 : r->count, length = packed ? r->count * n : n;
             for (int64_t i = 0; i < runs; i++)
@@ -107,7 +112,7 @@ static void load_tile(real *to, real *flat, const fastce_array *a, const char *b
             p = (const char *)flat;
             step = n * (ptrdiff_t)sizeof(real);
         }
-        transpose_in(to, p, step, r->count, n);
+        transpose_in(to, p, step, r->count, n, o);
     } else {
         for (int64_t k = 0; k < n; k++)
             for (int64_t i = 0; i < r->count; i++)
@@ -158,10 +163,12 @@ static void store_tile(const task *t, const real *from, real *flat, const rows *
     }
     const bool packed = rows_are_packed(a, r->out_step, r, n), stream = packed && t->stream;
     if (vectors && a->dtype == real_dtype() && r->consecutive && !stream) {
-        transpose_out(base + r->first * r->out_step, r->out_step, from, r->count, n);
+        outgoing none = {0};
+        transpose_out(base + r->first * r->out_step, r->out_step, from, r->count, n, &none);
         return;
     }
-    transpose_out((char *)flat, n * (ptrdiff_t)sizeof(real), from, r->count, n);
+    outgoing none = {0};
+    transpose_out((char *)flat, n * (ptrdiff_t)sizeof(real), from, r->count, n, &none);
     if (vectors && packed) {
         narrow_as(base + r->first * r->out_step, flat, r->count * n, a->dtype, t->stream);
         return;
