@@ -155,10 +155,25 @@ static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t firs
     return -1;
 }
 
+/* Rows of the run of others, none yet. The arrays stay as they are: small calls would feel the copy. */
+static void start_rows(rows *r, const rows *others) {
+    r->count = 0;
+    r->consecutive = r->uniform = r->scaled = false;
+    r->all_kept = true;
+    r->logits = others->logits;
+    r->dense = others->dense;
+    r->out = others->out;
+    r->values = others->values;
+    r->logits_step = others->logits_step;
+    r->dense_step = others->dense_step;
+    r->out_step = others->out_step;
+}
+
 /* Visits count rows of a run in batches; returns its first bad row, or -1. */
 static int64_t visit_run(const call *c, run *u, int64_t count, chunk_state *state, char *scratch) {
     const task *t = &c->task;
-    rows batch = u->waiting;
+    rows batch;
+    start_rows(&batch, &u->waiting);
     for (int64_t done = 0; done < count; done += batch.count) {
         int64_t n = count - done < VISIT_ROWS ? count - done : VISIT_ROWS, bad;
         const char *at[ARRAY_COUNT];
@@ -207,14 +222,12 @@ static void visit_chunk(void *context, int64_t chunk, int worker) {
     for (int a = 0; a < ARRAY_COUNT; a++) step[a] = w->stride[a][w->n_axes - 1];
     chunk_state state = {.total = {.bad_row = -1}};
 
-    run u = {.step = step};
+    run u;
+    u.step = step;
     while (row < end && state.total.bad_row < 0) {
         int64_t count = find_row(w, row, u.at);
         if (count > end - row) count = end - row;
         rows *r = &u.waiting;
-        r->count = 0;
-        r->consecutive = false;
-        r->all_kept = true;
         r->logits = u.at[LOGITS];
         r->dense = u.at[TARGET];
         r->out = (char *)u.at[OUT];
@@ -222,6 +235,7 @@ static void visit_chunk(void *context, int64_t chunk, int worker) {
         r->logits_step = step[LOGITS];
         r->dense_step = step[TARGET];
         r->out_step = step[OUT];
+        start_rows(r, r);
         int64_t bad = visit_run(c, &u, count, &state, scratch);
         if (bad >= 0) state.total.bad_row = row + bad;
         row += count;
@@ -337,7 +351,9 @@ static size_t round_up(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMEN
 
 static fastce_status carry_out(const fastce_problem *q, const isa *isa, bool scan, int num_threads,
                                fastce_totals *totals) {
-    call c = {.scan = scan};
+    call c; /* not cleared: the walk has room for many axes */
+    c.scan = scan;
+    c.scratch_bytes = 0;
     *totals = (fastce_totals){.bad_row = -1};
     if (!problem_is_valid(q) || !plan_walk(q, &c.walk)) return FASTCE_BAD_ARGUMENT;
     if (c.walk.n_rows == 0) return FASTCE_OK;

@@ -41,8 +41,8 @@ typedef struct rows {
     int64_t count;
     bool consecutive; /* the rows follow first, and index is not filled */
     bool all_kept;    /* no weight is 0 */
-    bool uniform;     /* weight is 1 and label_mass is target_scale for all VISIT_ROWS */
-    bool scaled;      /* so is grad_scale */
+    bool uniform;     /* weight is 1 and label_mass is target_scale, as far as any batch of the run goes */
+    bool scaled;      /* and grad_scale the problem's */
     int64_t first;
     const char *logits, *dense;
     char *out;

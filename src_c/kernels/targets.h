@@ -57,9 +57,10 @@ static int64_t check_weights(const fastce_array *a, const char *p, ptrdiff_t ste
     return -1;
 }
 
-/* Weights, masses and totals of rows that are neither weighted nor ignored: the same for every batch. */
+/* Weights and masses of rows that are neither weighted nor ignored: the same for every batch of a run, of which the first
+ * is the longest. */
 static void fill_uniform(const fastce_problem *q, rows *r) {
-    for (int64_t i = 0; i < VISIT_ROWS && !r->uniform; i++) {
+    for (int64_t i = 0; i < r->count && !r->uniform; i++) {
         r->weight[i] = 1;
         r->label_mass[i] = q->target_scale;
     }
@@ -84,7 +85,7 @@ static void fill_grad_scale(const fastce_problem *q, const char *p, ptrdiff_t st
     const fastce_array *a = &q->grad_output;
     for (int64_t i = 0; i < r->count && a->data; i++)
         r->grad_scale[i] = q->grad_scale * load_number(p + i * step, a->dtype, a->byte_swapped);
-    for (int64_t i = 0; i < VISIT_ROWS && !a->data && !r->scaled; i++) r->grad_scale[i] = q->grad_scale;
+    for (int64_t i = 0; i < r->count && !a->data && !r->scaled; i++) r->grad_scale[i] = q->grad_scale;
     r->scaled = true;
 }
 

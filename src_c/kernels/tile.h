@@ -119,8 +119,11 @@ static void load_tile(real *to, real *flat, const fastce_array *a, const char *b
                 gather(&to[k * VISIT_ROWS + i], base + row_of(r, i) * step + k * a->class_stride, 0, 1, a->dtype,
                        a->byte_swapped);
     }
-    for (int64_t k = 0; k < n && r->count % GROUP != 0; k++)
-        for (int64_t i = r->count; i % GROUP != 0; i++) to[k * VISIT_ROWS + i] = 0;
+    for (int64_t k = 0; k < n && r->count % GROUP != 0; k++) {
+        int64_t i = r->count;
+        for (; i % LANES != 0; i++) to[k * VISIT_ROWS + i] = 0;
+        for (; i % GROUP != 0; i += LANES) v_store(&to[k * VISIT_ROWS + i], v_set1(0));
+    }
 }
 
 /* Writes n reals to neighbouring elements, in whole lines past the cache where it streams. */
