@@ -305,7 +305,8 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     int size = dtype_size(q->logits.dtype);
     t->problem = q;
     t->lanes = takes_lanes(q);
-    t->needs_max = !(q->target_kind == FASTCE_LABELS && !q->class_vector && q->z_loss == 0);
+    t->needs_max = !(q->target_kind == FASTCE_LABELS && !q->class_vector);
+    t->plain = !t->needs_max && q->z_loss == 0;
     ptrdiff_t logits_stride = t->lanes ? *step[LOGITS] : q->logits.class_stride;
     ptrdiff_t out_stride = t->lanes ? *step[OUT] : q->out.class_stride;
     t->logits_direct = !q->logits.byte_swapped && logits_stride == size;

@@ -25,7 +25,8 @@ enum { LOGITS, TARGET, SAMPLE_WEIGHT, OUT, GRAD_OUTPUT, ARRAY_COUNT };
 /* A call, planned: constant while it runs. */
 typedef struct task {
     const fastce_problem *problem;
-    bool needs_max;     /* everything but plain labels without z-loss */
+    bool needs_max;     /* everything but labels alone, whose logits serve as maxima */
+    bool plain;         /* these, without z-loss */
     bool lanes;         /* vectors of rows, not rows of vectors */
     bool logits_direct; /* the kernel loads logits where they are */
     bool out_direct;

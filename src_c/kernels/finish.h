@@ -113,7 +113,7 @@ static INLINE gradient gradient_of_row(const task *t, const rows *r, const resul
     const fastce_problem *q = t->problem;
     if (q->target_kind == FASTCE_NO_TARGET)
         return (gradient){.factor = q->output == FASTCE_SOFTMAX ? 1 / (1 + s->rest[i]) : 1, .lowered = 1};
-    if (!t->needs_max && s->sound[i] != 0)
+    if (t->plain && s->sound[i] != 0)
         return plain_gradient(r->grad_scale[i] * r->label_mass[i], share_at_max(s->rest[i], 1 / (1 + s->rest[i])),
                               s->rest[i]);
     bool labels = q->target_kind == FASTCE_LABELS, vector = q->class_vector != NULL;
@@ -128,6 +128,10 @@ static INLINE gradient gradient_of_row(const task *t, const rows *r, const resul
         .lowered = 1,
         .at_label = (real)(scale * (s->label_logit[i] == s->max[i] ? at_max : below)),
     };
+    if (!t->needs_max && must_lower(scale * (mass + z_part) * top)) {
+        g.factor = (real)(scale * (mass + z_part) * (top / LOWERED));
+        g.lowered = LOWERED;
+    }
     if (labels && !vector) return g;
     g.q_factor = (real)(-scale * weight);
     g.total = (real)(labels ? r->label_mass[i] / weight + t->q_vector_sum : s->unit_mass[i]);

@@ -315,15 +315,18 @@ static bool reduce_by_label(const task *t, const rows *r, lane_state *a, lane_sc
         if (r->count - i < LANES) sound = v_load_first(&s->sound[i], r->count - i, one);
         refused = v_max(refused, v_sub(one, sound));
     }
-    if (!v_any(v_gt(refused, zero))) return true;
+    const bool all_sound = !v_any(v_gt(refused, zero));
+    for (int64_t i = 0; i < r->count && !(all_sound && t->plain); i++) {
+        s->mass[i] = r->label_mass[i];
+        s->distance[i] = 0;
+        s->z[i] = (real)(r->weight[i] * q->z_loss);
+    }
+    if (all_sound) return true;
 
     lane_state b;
     reduce_by_max(t, r, &b, w, direct);
-    for (int64_t i = 0; i < r->count; i++) {
-        s->mass[i] = r->label_mass[i];
-        s->distance[i] = s->z[i] = 0;
+    for (int64_t i = 0; i < r->count; i++)
         if (s->sound[i] == 0) set_lane(t, r, &b, s, i);
-    }
     return false;
 }
 
@@ -432,11 +435,12 @@ static bool let_leave(const task *t, const rows *r, lane_scratch *w, const real 
 }
 
 static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratch *w, chunk_state *state, bool direct,
-                        bool out_direct, bool plain) {
+                        bool out_direct, bool all_sound) {
     const fastce_problem *q = t->problem;
     const bool dense = q->target_kind == FASTCE_DENSE;
     results *s = &a->s;
     gradients g;
+    const bool plain = t->plain && all_sound;
     if (q->target_kind == FASTCE_LABELS && !plain) {
         for (int64_t i = 0; i < r->count; i += LANES) {
             vec e = v_sub(v_load(&s->label_logit[i]), v_load(&s->max[i]));
@@ -449,7 +453,7 @@ static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratc
     else
         find_gradients(t, r, s, &g);
     for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
-        const bool kept = plain && q->n_classes <= TILE_CLASSES;
+        const bool kept = all_sound && q->n_classes <= TILE_CLASSES;
         block_of_lanes x = {(const char *)w->x, VISIT_ROWS * ELEMENT, 0, q->n_classes};
         if (!kept) {
             x = get_lanes(t, r, first, direct, w);
@@ -485,7 +489,7 @@ static int64_t visit_lanes(const task *t, rows *r, chunk_state *state, char *scr
     lane_state a;
     bool neighbours = r->consecutive && r->count % GROUP == 0 && t->problem->logits.dtype == real_dtype();
     bool direct = neighbours && t->logits_direct;
-    bool plain = false;
+    bool all_sound = false;
     if (t->needs_max) {
         load_label_logits(t, r, &a, &w, direct);
         int64_t bad = reduce_by_max(t, r, &a, &w, direct);
@@ -495,11 +499,11 @@ static int64_t visit_lanes(const task *t, rows *r, chunk_state *state, char *scr
         }
         for (int64_t i = 0; i < r->count; i++) set_lane(t, r, &a, &a.s, i);
     } else {
-        plain = reduce_by_label(t, r, &a, &w, direct);
+        all_sound = reduce_by_label(t, r, &a, &w, direct);
     }
-    finish(t, r, &a.s, plain, state);
+    finish(t, r, &a.s, t->plain && all_sound, state);
     write_values(r, &a.s);
-    if (t->problem->out.data) write_lanes(t, r, &a, &w, state, direct, neighbours && t->out_direct, plain);
+    if (t->problem->out.data) write_lanes(t, r, &a, &w, state, direct, neighbours && t->out_direct, all_sound);
     state->outgoing = w.outgoing;
     return -1;
 }

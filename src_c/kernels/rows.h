@@ -91,7 +91,7 @@ static INLINE void add_tail(int count, block b, int64_t i, vec shift, const real
 
 /* Sum of exp(x_k - shift) over a block without the class at excluded (none where it is not in the block), whose exponential is kept as 0.
  * kept has room for whole vectors; every few vectors the sum moves to float64, so that its error does not grow. */
-static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *kept, outgoing *o,
+static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead, outgoing *o,
                                    fastce_dtype storage) {
     enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
@@ -101,13 +101,13 @@ static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *
     int64_t i = 0;
     for (int groups = 1; i + GROUP <= b.n; i += GROUP, groups++) {
         const char *p = b.p + i * size;
-        prefetch(p + AHEAD_BYTES, GROUP * size);
+        prefetch(p + ahead, GROUP * size);
         for (int j = 0; j < 4; j++) x[j] = load(p + j * LANES * size, storage);
         exp_and_add(x, 4, shifts, limits_at(i, excluded), sum, kept ? kept + i : NULL);
         if (o && o->left >= GROUP) send_group(o, storage);
         if (groups % GROUPS_A_FLUSH == 0) flush(&sums, sum);
     }
-    prefetch(b.p + i * size + AHEAD_BYTES, (b.n - i) * size);
+    prefetch(b.p + i * size + ahead, (b.n - i) * size);
     if (o && o->left >= GROUP) send_group(o, storage);
     const real *limit = limits_at(i, excluded);
     real *to = kept ? kept + i : NULL;
@@ -185,6 +185,7 @@ static INLINE bool block_is_valid(const real *q, int64_t n) {
     vec lowest = v_set1(0), zero = v_set1(0), poison = v_set1(0);
     for (int64_t i = 0; i < n; i += LANES) {
         vec x = n - i < LANES ? v_load_first(q + i, n - i, zero) : v_load(q + i);
+        __builtin_prefetch((const char *)(q + i) + AHEAD_BYTES);
         lowest = v_min(x, lowest);
         poison = v_fma(x, zero, poison);
     }
@@ -231,7 +232,7 @@ static size_t kept_classes(int64_t n_classes) {
 static bool rows_are_staged(const task *t) { return t->stream && t->problem->n_classes <= MOST_STAGED; }
 
 static bool rows_overlap(const task *t) {
-    return t->stream && !t->needs_max && t->problem->n_classes > MOST_STAGED && t->problem->n_classes <= KEPT_CLASSES;
+    return t->stream && t->plain && t->problem->n_classes > MOST_STAGED && t->problem->n_classes <= KEPT_CLASSES;
 }
 
 /* Twice where one leaves while the other fills. */
@@ -299,12 +300,13 @@ static INLINE double shifted_sum(const task *t, const char *row, int64_t label, 
     if (shift - shift != 0) return INFINITY;
     if (q->n_classes <= BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, 0, q->n_classes, direct, w->x);
-        sum = block_exp_sum(b, shift, label, keep ? w->kept : NULL, o, storage);
+        sum = block_exp_sum(b, shift, label, keep ? w->kept : NULL, AHEAD_BYTES, o, storage);
         if (keep) w->shifts[0] = shift;
     }
     for (int64_t first = 0; first < q->n_classes && q->n_classes > BLOCK_CLASSES; first += BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
-        add_exactly(&sum, &lost, block_exp_sum(b, shift, label - first, keep ? w->kept + first : NULL, o, storage));
+        add_exactly(&sum, &lost,
+                    block_exp_sum(b, shift, label - first, keep ? w->kept + first : NULL, AHEAD_BYTES, o, storage));
         if (keep) w->shifts[first / BLOCK_CLASSES] = shift;
     }
     if (keep) w->kept[label] = 1;
@@ -323,6 +325,10 @@ static INLINE max_result max_and_rest(const task *t, const char *row, const char
     const fastce_problem *q = t->problem;
     max_result s = {.max = -INFINITY, .rest = -1};
     double rest_lost = 0, mass_lost = 0, distance_lost = 0;
+    /* The next block, whose maximum is looked for before its exponentials. */
+    const ptrdiff_t ahead = BLOCK_CLASSES * storage_size(storage) < q->n_classes * storage_size(storage)
+                                ? BLOCK_CLASSES * storage_size(storage)
+                                : AHEAD_BYTES;
     for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
         real block_maximum = block_max(b, storage);
@@ -338,7 +344,7 @@ static INLINE max_result max_and_rest(const task *t, const char *row, const char
         }
         real shift = s.max == -INFINITY ? 0 : s.max;
         real *kept = keep ? w->kept + first : NULL;
-        add_exactly(&s.rest, &rest_lost, block_exp_sum(b, shift, excluded, kept, NULL, storage));
+        add_exactly(&s.rest, &rest_lost, block_exp_sum(b, shift, excluded, kept, ahead, NULL, storage));
         if (keep) {
             if (excluded >= 0) kept[excluded] = 1;
             w->shifts[first / BLOCK_CLASSES] = shift;
@@ -524,7 +530,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
     if (!rows_are_staged(t) || !rows_are_packed(&q->out, r->out_step, r, q->n_classes)) w.staged = NULL;
     outgoing o = state->outgoing;
     results s;
-    bool plain = !t->needs_max;
+    bool plain = t->plain;
     for (int64_t i = r->count; i % GROUP != 0; i++) s.rest[i] = 0;
     for (int64_t i = 0; i < r->count; i++) {
         const char *row = r->logits + row_of(r, i) * r->logits_step;
@@ -548,12 +554,13 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
             s.max[i] = s.label_logit[i];
             s.rest[i] = (real)sum;
             s.mass[i] = r->label_mass[i];
-            s.distance[i] = s.z[i] = 0;
+            s.distance[i] = 0;
+            s.z[i] = (real)(r->weight[i] * q->z_loss);
         } else {
             plain = false;
             if (!reduce_row_by_max(t, r, &s, i, &w, keep, direct, storage)) return i;
         }
-        if (w.staged && sum <= LARGEST_SHIFTED_SUM)
+        if (w.staged && t->plain && sum <= LARGEST_SHIFTED_SUM)
             w.scales[i] = true;
         else if (overlaps && sum <= LARGEST_SHIFTED_SUM)
             leave(t, r, &s, i, &w, state, &o, storage);

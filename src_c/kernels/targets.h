@@ -120,12 +120,45 @@ static int64_t load_targets(const task *t, const char *const at[], const ptrdiff
     return -1;
 }
 
+/* Whether n neighbours are finite and not negative, by their bits: only -0 has the sign and is neither. */
+static bool all_are_masses(const char *p, int64_t n, fastce_dtype dtype) {
+    const uint64_t sign = (uint64_t)1 << (8 * dtype_size(dtype) - 1);
+    uint64_t bad = 0;
+    if (dtype == FASTCE_F64) {
+        for (int64_t k = 0; k < n; k++) {
+            uint64_t bits;
+            memcpy(&bits, p + k * 8, 8);
+            bad |= (bits >= 0x7ff0000000000000) & (bits != sign);
+        }
+    } else if (dtype == FASTCE_F32) {
+        uint32_t bad32 = 0, sign32 = (uint32_t)sign;
+        for (int64_t k = 0; k < n; k++) {
+            uint32_t bits;
+            memcpy(&bits, p + k * 4, 4);
+            bad32 |= (bits >= 0x7f800000) & (bits != sign32);
+        }
+        bad = bad32;
+    } else {
+        uint16_t bad16 = 0, sign16 = (uint16_t)sign, infinity = dtype == FASTCE_F16 ? 0x7c00 : 0x7f80;
+        for (int64_t k = 0; k < n; k++) {
+            uint16_t bits;
+            memcpy(&bits, p + k * 2, 2);
+            bad16 |= (bits >= infinity) & (bits != sign16);
+        }
+        bad = bad16;
+    }
+    return bad == 0;
+}
+
 static int64_t first_bad_dense_row(const task *t, const char *dense, ptrdiff_t step, int64_t count) {
     const fastce_array *a = &t->problem->target;
     int64_t classes = t->problem->n_classes;
     double largest = t->problem->logits.dtype == FASTCE_F64 ? DBL_MAX : FLT_MAX; /* of the arithmetic */
     if (a->dtype == FASTCE_BOOL || (a->dtype >= FASTCE_U8 && a->dtype <= FASTCE_U64)) return -1;
+    const bool neighbours = dtype_is_floating(a->dtype) && a->class_stride == dtype_size(a->dtype) &&
+                            !a->byte_swapped && dtype_size(a->dtype) <= (int)sizeof(real);
     for (int64_t i = 0; i < count; i++) {
+        if (neighbours && all_are_masses(dense + i * step, classes, a->dtype)) continue;
         const char *row = dense + i * step;
         for (int64_t k = 0; k < classes; k++) {
             double x = load_number(row + k * a->class_stride, a->dtype, a->byte_swapped);
