@@ -23,8 +23,9 @@ SYSTEMS = (*OURS, *PEERS)
 
 LIMIT = "memory limit"
 
-SHORTEST = 2e-3
-"""Seconds a sample takes at least: quicker calls are repeated within it."""
+SHORTEST = 20e-3
+"""Seconds a sample takes at least: quicker calls are repeated within it, after one that is not counted. After a pause
+caches, threads and clock need some milliseconds until they are as in the middle of a loop."""
 
 SETTLE = 10e-3
 """Seconds between two systems: the threads of the one before spin for some milliseconds, each in its own OpenMP."""
@@ -116,7 +117,7 @@ def _repetitions(run: Callable[[], Any]) -> int:
 
 def _sample(run: Callable[[], Any], repetitions: int) -> float:
     sleep(SETTLE)
-    if repetitions > 1:  # caches and threads as in the middle of a loop; a long call warms itself
+    if repetitions > 1:  # a long call warms itself
         run()
     gc.disable()
     try:
