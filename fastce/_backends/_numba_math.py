@@ -116,10 +116,10 @@ class Vectors(NamedTuple):
         """Return some, or the ``live`` first elements of one with the others filled in."""
         return [self.memory.load(self.at(first + index), live, fill) for index in range(count)]
 
-    def prefetch(self, first: Value, count: int) -> None:
+    def prefetch(self, first: Value, count: int, beyond: Value | int | None = None) -> None:
         """Ask for the same vectors of what follows these classes: the next block, or the next row."""
         for index in range(count):
-            self.memory.prefetch(self.at(first + index) + self.beyond)
+            self.memory.prefetch(self.at(first + index) + (self.beyond if beyond is None else beyond))
 
 
 def each(count: Value, live: Value | None, state: State, body: Callable[..., State]) -> State:

@@ -58,6 +58,9 @@ FEW = 32
 KEPT = 32768
 """Exponentials kept from the sums of a tile's rows to their gradient, at most, but for the last vector of each row."""
 
+AHEAD = 4096
+"""Bytes ahead of its use that memory is asked for: a page, so that its translation comes along."""
+
 ROW, LOGITS, LABELS, DENSE, SAMPLE_WEIGHT, GRAD_OUTPUT, OUT, OPERANDS = range(8)
 """What has a stride along each axis of the positions: the number of the row, and the arrays."""
 
@@ -387,6 +390,7 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, *, keep: bool) 
             terms = [
                 exponential(logits - shift, bounded=False) for logits in vectors.load(first, some, live, -math.inf)
             ]
+            vectors.prefetch(first, some, AHEAD)
             at = label - first * x.lanes
             if keep:
 
@@ -423,10 +427,16 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, *, keep: bool) 
 @traced
 def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | None, q: Memory | None) -> None:
     """Leave the sums of the n positions of the tile for `finish`."""
+    inner = call.inner[LOGITS]
 
     def block(k: Value) -> State:
         count = smaller(call.n_classes - k, FEW)
         gather_classes(call, tile, n, k, count, x, dense, q)
+
+        def following(i: Value, line: Value) -> State:
+            """Ask for the same rows of the next tile, while there is something to compute."""
+            (tile.at[LOGITS] + (n + i) * inner + line).prefetch()
+            return ()
 
         def positions(i: Value) -> State:
             def kept(part: int) -> Value:
@@ -443,6 +453,7 @@ def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | N
 
             logits = gathered(x, tile.logits.at(0), i)
             targets = None if q is None else gathered(q, tile.q.at(0), i)
+            loop(0, inner * x.lanes, 64, (), lambda line: following(i, line))
             state = when(k > 0, nothing(x, q, across=True), resume)
             state = sweep(state, logits, targets, count, None, k > 0)
             when(call.n_classes > FEW, (), keep)
