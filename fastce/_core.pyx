@@ -134,14 +134,16 @@ def run(problem not None, bytes isa, int num_threads):
 cdef tuple quick_defaults = ()
 cdef tuple quick_overrides = ()
 cdef bytes quick_isa = b""
-cdef int64_t quick_logits = 0
+cdef int64_t quick_logits = 0, quick_row = 0
 
 
-def enable_quick(tuple defaults not None, tuple overrides not None, bytes isa not None, int64_t most_logits):
+def enable_quick(tuple defaults not None, tuple overrides not None, bytes isa not None, int64_t most_logits,
+                 int64_t logits_per_row):
     """Say what `quick` takes for granted: the options left out of a call, context variables at None, the ISA, and how
-    many float32 logits one thread does on its own."""
-    global quick_defaults, quick_overrides, quick_isa, quick_logits
-    quick_defaults, quick_overrides, quick_isa, quick_logits = defaults, overrides, isa, most_logits
+    many float32 logits one thread does on its own, where a row counts for some."""
+    global quick_defaults, quick_overrides, quick_isa, quick_logits, quick_row
+    quick_defaults, quick_overrides, quick_isa = defaults, overrides, isa
+    quick_logits, quick_row = most_logits, logits_per_row
 
 
 def quick(logits, target, *options):
@@ -155,6 +157,7 @@ def quick(logits, target, *options):
     cdef fastce_status status
     cdef PyObject *value
     cdef Py_ssize_t i
+    cdef int64_t logits_in_all
     cdef cnp.ndarray x, y
     cdef int number
     cdef const char *isa = quick_isa
@@ -176,7 +179,8 @@ def quick(logits, target, *options):
         return None
     if not (number == cnp.NPY_FLOAT or number == cnp.NPY_DOUBLE) or not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(y)):
         return None
-    if cnp.PyArray_SIZE(x) == 0 or cnp.PyArray_SIZE(x) * (2 if number == cnp.NPY_DOUBLE else 1) > quick_logits:
+    logits_in_all = cnp.PyArray_SIZE(x) + cnp.PyArray_DIM(x, 0) * quick_row
+    if cnp.PyArray_SIZE(x) == 0 or logits_in_all * (2 if number == cnp.NPY_DOUBLE else 1) > quick_logits:
         return None
     memset(&record, 0, sizeof(fastce_problem))
     record.output = FASTCE_LOSS

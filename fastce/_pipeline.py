@@ -87,7 +87,8 @@ def settle_quick(defaults: tuple[Any, ...]) -> None:
     from fastce._backends import cython
 
     isa = cython.default_isa().encode()
-    _core.enable_quick(defaults, _settings.OVERRIDES, isa, _threads.most_logits_of_one_thread(Output.LOSS))
+    most = _threads.most_logits_of_one_thread(Output.LOSS)
+    _core.enable_quick(defaults, _settings.OVERRIDES, isa, most, _threads.LOGITS_PER_ROW)
     quick = _core.quick
 
 

@@ -11,8 +11,9 @@
 
 enum {
     MAX_AXES = 64,
-    /* A unit of scheduling is long beside its overhead and short beside the call. */
+    /* A unit of scheduling is long beside its overhead and short beside the call; a row costs LOGITS_PER_ROW more. */
     CHUNKS = 128,
+    LOGITS_PER_ROW = 10,
     LEAST_CHUNK_LOGITS = 1 << 15,
     MOST_CHUNK_LOGITS = 1 << 20,
     MAX_CHUNKS = 1 << 16,  /* bounds the partial sums */
@@ -341,7 +342,8 @@ static void convert_class_arrays(const fastce_problem *q, task *t, char *room) {
 
 /* Of the shape alone, as sums of chunks round where chunks end. */
 static int64_t rows_of_chunk(int64_t n_rows, int64_t n_classes) {
-    int64_t rows = n_rows / CHUNKS, least = LEAST_CHUNK_LOGITS / n_classes, most = MOST_CHUNK_LOGITS / n_classes;
+    int64_t rows = n_rows / CHUNKS, least = LEAST_CHUNK_LOGITS / (n_classes + LOGITS_PER_ROW),
+            most = MOST_CHUNK_LOGITS / n_classes;
     if (rows < least) rows = least;
     if (rows > most) rows = most;
     if (rows >= VISIT_ROWS) return rows / VISIT_ROWS * VISIT_ROWS;
