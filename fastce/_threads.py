@@ -52,8 +52,8 @@ def default() -> tuple[int, str]:
 def estimate(problem: Problem) -> float:
     """Return the seconds that one thread would take, roughly."""
     wide = 2 if _dtypes.name_of(problem.logits.dtype) == "float64" else 1
-    logits, rows = problem.logits.size, problem.logits.size // max(1, problem.logits.shape[-1])
-    return (logits + LOGITS_PER_ROW * rows) * SECONDS_PER_LOGIT[problem.output] * wide
+    rows = math.prod(problem.positions)
+    return rows * (problem.n_classes + LOGITS_PER_ROW) * SECONDS_PER_LOGIT[problem.output] * wide
 
 
 def threads_for(problem: Problem, limit: int) -> int:
