@@ -186,12 +186,15 @@ def test_interrupt(terminal: bool, long_work: list[Path], tmp_path: Path) -> Non
     arguments = ("score", *long_work, "--backend", "numpy", "--output", tmp_path / "losses.npy")
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    # A shell lets its background jobs ignore Ctrl-C, and so would the command, started by one of them.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command(*arguments, first=SHOW_AT_ONCE),
         stdout=subprocess.PIPE,
         stderr=slave if terminal else subprocess.PIPE,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
     os.close(slave)
     try:
         deadline = time.monotonic() + 60

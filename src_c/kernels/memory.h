@@ -26,7 +26,8 @@ static INLINE vec load_first(const char *p, int64_t n, real rest, fastce_dtype s
     if (storage == FASTCE_F16 || storage == FASTCE_BF16) {
         uint16_t lanes[LANES];
         uint16_t bits = storage == FASTCE_F16 ? f16_from_float(rest) : bf16_from_float(rest);
-        for (int i = 0; i < LANES; i++) lanes[i] = i < n ? (uint16_t)load_bits(p + i * 2, 2, false) : bits;
+        for (int i = 0; i < LANES; i++) lanes[i] = bits;
+        memcpy(lanes, p, (size_t)n * 2);
         return load((const char *)lanes, storage);
     }
 #endif
@@ -57,7 +58,7 @@ static INLINE void store_first(char *p, vec a, int64_t n, fastce_dtype storage) 
     if (storage == FASTCE_F16 || storage == FASTCE_BF16) {
         uint16_t lanes[LANES];
         v_store_half(lanes, storage == FASTCE_F16 ? v_to_f16(a) : v_to_bf16(a));
-        for (int i = 0; i < LANES && i < n; i++) store_bits(p + i * 2, lanes[i], 2, false);
+        memcpy(p, lanes, (size_t)n * 2);
         return;
     }
 #endif
