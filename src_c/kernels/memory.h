@@ -21,13 +21,15 @@ static INLINE vec load(const char *p, fastce_dtype storage) {
     return v_load((const real *)p);
 }
 
+static INLINE size_t lanes_among(int64_t n) { return n <= 0 ? 0 : n < LANES ? (size_t)n : LANES; }
+
 static INLINE vec load_first(const char *p, int64_t n, real rest, fastce_dtype storage) {
 #ifdef REAL_HAS_HALVES
     if (storage == FASTCE_F16 || storage == FASTCE_BF16) {
         uint16_t lanes[LANES];
         uint16_t bits = storage == FASTCE_F16 ? f16_from_float(rest) : bf16_from_float(rest);
         for (int i = 0; i < LANES; i++) lanes[i] = bits;
-        memcpy(lanes, p, (size_t)n * 2);
+        memcpy(lanes, p, lanes_among(n) * 2);
         return load((const char *)lanes, storage);
     }
 #endif
@@ -58,7 +60,7 @@ static INLINE void store_first(char *p, vec a, int64_t n, fastce_dtype storage) 
     if (storage == FASTCE_F16 || storage == FASTCE_BF16) {
         uint16_t lanes[LANES];
         v_store_half(lanes, storage == FASTCE_F16 ? v_to_f16(a) : v_to_bf16(a));
-        memcpy(p, lanes, (size_t)n * 2);
+        memcpy(p, lanes, lanes_among(n) * 2);
         return;
     }
 #endif
