@@ -299,6 +299,15 @@ static bool aligned_to_element(const fastce_array *a) {
     return (uintptr_t)a->data % (unsigned)dtype_size(a->dtype) == 0;
 }
 
+/* What a class vector gives each class, where that is the same and together no more than a label's mass, so that the loss
+ * is mostly its label's: then no digits are lost in adding up what lies above and below the label's logit. Else 0. */
+static double even_q(const fastce_problem *q, double sum) {
+    if (!q->class_vector || q->class_weight || !(sum <= q->target_scale)) return 0;
+    for (int64_t k = 1; k < q->n_classes; k++)
+        if (q->class_vector[k] != q->class_vector[0]) return 0;
+    return q->class_vector[0];
+}
+
 static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     const ptrdiff_t *step[ARRAY_COUNT];
     for (int a = 0; a < ARRAY_COUNT; a++) step[a] = &w->stride[a][w->n_axes - 1];
@@ -306,8 +315,6 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     int size = dtype_size(q->logits.dtype);
     t->problem = q;
     t->lanes = takes_lanes(q);
-    t->needs_max = !(q->target_kind == FASTCE_LABELS && !q->class_vector);
-    t->plain = !t->needs_max && q->z_loss == 0;
     ptrdiff_t logits_stride = t->lanes ? *step[LOGITS] : q->logits.class_stride;
     ptrdiff_t out_stride = t->lanes ? *step[OUT] : q->out.class_stride;
     t->logits_direct = !q->logits.byte_swapped && logits_stride == size;
@@ -320,6 +327,10 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     if (q->class_vector)
         for (int64_t k = 0; k < q->n_classes; k++) add_exactly(&sum, &lost, q->class_vector[k]);
     t->q_vector_sum = sum + lost;
+    bool labels = q->target_kind == FASTCE_LABELS;
+    t->even_q = labels && !t->lanes ? even_q(q, t->q_vector_sum) : 0;
+    t->needs_max = !labels || (q->class_vector && t->even_q == 0);
+    t->plain = !t->needs_max && !q->class_vector && q->z_loss == 0;
 }
 
 /* Class arrays in the type of the arithmetic, in the given room for two of them. */

@@ -25,8 +25,8 @@ enum { LOGITS, TARGET, SAMPLE_WEIGHT, OUT, GRAD_OUTPUT, ARRAY_COUNT };
 /* A call, planned: constant while it runs. */
 typedef struct task {
     const fastce_problem *problem;
-    bool needs_max;     /* everything but labels alone, whose logits serve as maxima */
-    bool plain;         /* these, without z-loss */
+    bool needs_max;     /* everything but labels, whose logits serve as maxima, and what is spread evenly */
+    bool plain;         /* labels alone, without z-loss */
     bool lanes;         /* vectors of rows, not rows of vectors */
     bool logits_direct; /* the kernel loads logits where they are */
     bool out_direct;
@@ -34,6 +34,7 @@ typedef struct task {
     const void *q_scale;  /* of real: dense targets' target_scale * class_weight; NULL where target_scale alone */
     const void *q_vector; /* of real: class_vector, NULL where 0 */
     double q_vector_sum;
+    double even_q; /* of each class, where labels have no more beside their mass, and need no maximum; else 0 */
 } task;
 
 /* Rows of one run of positions, whose arrays have constant steps: row i of the visit is row_of(r, i) of the run. weight is

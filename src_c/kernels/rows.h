@@ -130,6 +130,27 @@ static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *
     return w_total(w_add(sums, four_in_one(sum)));
 }
 
+/* Sum of shift - x_k over a block. */
+static INLINE double block_spread(block b, real shift, fastce_dtype storage) {
+    enum { GROUPS_A_FLUSH = 4 };
+    const ptrdiff_t size = storage_size(storage);
+    const vec shifts = v_set1(shift);
+    wide sums = w_zero();
+    vec sum[4];
+    for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
+    int64_t i = 0;
+    for (int groups = 1; i + GROUP <= b.n; i += GROUP, groups++) {
+        for (int j = 0; j < 4; j++) sum[j] = v_add(sum[j], v_sub(shifts, load(b.p + (i + j * LANES) * size, storage)));
+        if (groups % GROUPS_A_FLUSH == 0) flush(&sums, sum);
+    }
+    for (int j = 0; i < b.n; i += LANES, j++) {
+        int64_t n = b.n - i < LANES ? b.n - i : LANES;
+        vec x = n == LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, n, shift, storage);
+        sum[j] = v_add(sum[j], v_sub(shifts, x));
+    }
+    return w_total(w_add(sums, four_in_one(sum)));
+}
+
 /* exp(x_k - shift) for a block, as block_exp_sum keeps them. */
 static INLINE void block_exp(block b, real shift, real *kept, fastce_dtype storage) {
     const ptrdiff_t size = storage_size(storage);
@@ -291,25 +312,30 @@ static INLINE void stage_row(const task *t, const rows *r, const results *s, int
     w->scales[i] = false;
 }
 
-/* Sum of exp(x_k - x_label) over the other classes: no maximum needed, and the loss is its log1p, however small. Not
+/* Sum of exp(x_k - x_label) over the other classes, and of x_label - x_k where q asks for it: no maximum needed, and the loss is its log1p, however small. Not
  * finite, or above LARGEST_SHIFTED_SUM, where the row needs its maximum after all. */
 static INLINE double shifted_sum(const task *t, const char *row, int64_t label, real shift, row_scratch *w, bool keep,
-                                 outgoing *o, bool direct, fastce_dtype storage) {
+                                 double *spread, outgoing *o, bool direct, fastce_dtype storage) {
     const fastce_problem *q = t->problem;
-    double sum = 0, lost = 0;
+    const bool spreads = t->even_q != 0;
+    double sum = 0, lost = 0, spread_lost = 0;
+    *spread = 0;
     if (shift - shift != 0) return INFINITY;
     if (q->n_classes <= BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, 0, q->n_classes, direct, w->x);
         sum = block_exp_sum(b, shift, label, keep ? w->kept : NULL, AHEAD_BYTES, o, storage);
+        if (spreads) *spread = block_spread(b, shift, storage);
         if (keep) w->shifts[0] = shift;
     }
     for (int64_t first = 0; first < q->n_classes && q->n_classes > BLOCK_CLASSES; first += BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
         add_exactly(&sum, &lost,
                     block_exp_sum(b, shift, label - first, keep ? w->kept + first : NULL, AHEAD_BYTES, o, storage));
+        if (spreads) add_exactly(spread, &spread_lost, block_spread(b, shift, storage));
         if (keep) w->shifts[first / BLOCK_CLASSES] = shift;
     }
     if (keep) w->kept[label] = 1;
+    if (*spread <= DBL_MAX) *spread += spread_lost;
     return sum + lost;
 }
 
@@ -545,16 +571,17 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
         if (label >= 0)
             s.label_logit[i] = (real)load_number(row + label * q->logits.class_stride,
                                                  direct ? storage : q->logits.dtype, !direct && q->logits.byte_swapped);
-        double sum = INFINITY;
+        double sum = INFINITY, spread = 0;
         if (!t->needs_max)
-            sum = shifted_sum(t, row, label, s.label_logit[i], &w, keep, t->stream ? &o : NULL, direct, storage);
+            sum =
+                shifted_sum(t, row, label, s.label_logit[i], &w, keep, &spread, t->stream ? &o : NULL, direct, storage);
         if (overlaps) finish_sending(&o, storage);
         s.sound[i] = sum <= LARGEST_SHIFTED_SUM;
         if (sum <= LARGEST_SHIFTED_SUM) {
             s.max[i] = s.label_logit[i];
             s.rest[i] = (real)sum;
-            s.mass[i] = r->label_mass[i];
-            s.distance[i] = 0;
+            s.mass[i] = r->label_mass[i] + r->weight[i] * t->q_vector_sum;
+            s.distance[i] = (real)(r->weight[i] * t->even_q * spread);
             s.z[i] = (real)(r->weight[i] * q->z_loss);
         } else {
             plain = false;
