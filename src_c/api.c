@@ -159,6 +159,7 @@ static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t firs
 /* Rows of the run of others, none yet. The arrays stay as they are: small calls would feel the copy. */
 static void start_rows(rows *r, const rows *others) {
     r->count = 0;
+    r->first = 0;
     r->consecutive = r->uniform = r->scaled = false;
     r->all_kept = true;
     r->logits = others->logits;
