@@ -40,7 +40,7 @@ static inline ivec i_to_exponent(ivec a) { return _mm256_slli_epi32(a, MANTISSA_
 static inline ivec i_from_exponent(ivec a) { return _mm256_srli_epi32(a, MANTISSA_BITS); }
 
 /* See avx512_f32.c. */
-enum { EXP_STEPS = 8 };
+#define EXP_STEPS 8
 static inline ivec i_exp2(ivec n) {
     const ivec fractions = _mm256_setr_epi32(0, -0x46a3e, -0x7c810, -0xa0129, -0xafb0d, -0xa98d6, -0x8bb03, -0x53f39);
     return _mm256_add_epi32(_mm256_permutevar8x32_epi32(fractions, n), _mm256_slli_epi32(n, MANTISSA_BITS - 3));

@@ -39,9 +39,6 @@ static inline ivec i_sub(ivec a, ivec b) { return _mm256_sub_epi64(a, b); }
 static inline ivec i_to_exponent(ivec a) { return _mm256_slli_epi64(a, MANTISSA_BITS); }
 static inline ivec i_from_exponent(ivec a) { return _mm256_srli_epi64(a, MANTISSA_BITS); }
 
-enum { EXP_STEPS = 1 };
-static inline ivec i_exp2(ivec n) { return i_to_exponent(n); }
-
 static inline __m256i first_lanes(int64_t n) {
     return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
 }
@@ -53,33 +50,6 @@ static inline vec v_load_first(const real *p, int64_t n, vec rest) {
     return _mm256_blendv_pd(rest, _mm256_maskload_pd(p, m), _mm256_castsi256_pd(m));
 }
 static inline void v_store_first(real *p, vec a, int64_t n) { _mm256_maskstore_pd(p, first_lanes(n), a); }
-
-static inline void v_accumulate(double *sums, double *lost, vec a) {
-    vec old = v_load(sums), sum = v_add(old, a), added = v_sub(sum, old);
-    v_store(lost, v_add(v_load(lost), v_add(v_sub(old, v_sub(sum, added)), v_sub(a, added))));
-    v_store(sums, sum);
-}
-static inline void v_clear(double *sums, double *lost) {
-    _mm256_storeu_pd(sums, _mm256_setzero_pd());
-    _mm256_storeu_pd(lost, _mm256_setzero_pd());
-}
-static inline vec v_from_doubles(const double *p) { return v_load(p); }
-/* See avx512_f32.c. */
-typedef struct wide {
-    vec sum, lost;
-} wide;
-static inline wide w_zero(void) { return (wide){v_set1(0), v_set1(0)}; }
-static inline wide w_add(wide w, vec a) {
-    vec sum = v_add(w.sum, a), added = v_sub(sum, w.sum);
-    return (wide){sum, v_add(w.lost, v_add(v_sub(w.sum, v_sub(sum, added)), v_sub(a, added)))};
-}
-static inline double w_total(wide w) {
-    double sum = 0, lost = 0, sums[LANES], losts[LANES];
-    v_store(sums, w.sum);
-    v_store(losts, w.lost);
-    for (int i = 0; i < LANES; i++) add_exactly(&sum, &lost, sums[i]), lost += losts[i];
-    return sum - sum == 0 ? sum + lost : sum; /* beside infinity, what was lost is NaN */
-}
 
 /* See avx512_f32.c. */
 enum { COLUMNS = 2 };

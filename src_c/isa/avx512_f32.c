@@ -41,7 +41,7 @@ static inline ivec i_to_exponent(ivec a) { return _mm512_slli_epi32(a, MANTISSA_
 static inline ivec i_from_exponent(ivec a) { return _mm512_srli_epi32(a, MANTISSA_BITS); }
 
 /* The bits of 2^(n / EXP_STEPS), from an n with the bias in it: a table has the fractions, less what n's low bits add. */
-enum { EXP_STEPS = 16 };
+#define EXP_STEPS 16
 static inline ivec i_exp2(ivec n) {
     const ivec fractions =
         _mm512_setr_epi32(0, -0x2553d, -0x46a3e, -0x63c2d, -0x7c810, -0x90ace, -0xa0129, -0xaa7c1, -0xafb0d, -0xaf75c,

@@ -33,9 +33,6 @@ static inline ivec i_sub(ivec a, ivec b) { return vsubq_u32(a, b); }
 static inline ivec i_to_exponent(ivec a) { return vshlq_n_u32(a, MANTISSA_BITS); }
 static inline ivec i_from_exponent(ivec a) { return vshrq_n_u32(a, MANTISSA_BITS); }
 
-enum { EXP_STEPS = 1 };
-static inline ivec i_exp2(ivec n) { return i_to_exponent(n); }
-
 /* Through bytes: the elements of a user's array need not be aligned. */
 static inline vec v_load(const real *p) { return vreinterpretq_f32_u8(vld1q_u8((const uint8_t *)p)); }
 static inline void v_store(real *p, vec a) { vst1q_u8((uint8_t *)p, vreinterpretq_u8_f32(a)); }

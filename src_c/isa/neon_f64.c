@@ -33,9 +33,6 @@ static inline ivec i_sub(ivec a, ivec b) { return vsubq_u64(a, b); }
 static inline ivec i_to_exponent(ivec a) { return vshlq_n_u64(a, MANTISSA_BITS); }
 static inline ivec i_from_exponent(ivec a) { return vshrq_n_u64(a, MANTISSA_BITS); }
 
-enum { EXP_STEPS = 1 };
-static inline ivec i_exp2(ivec n) { return i_to_exponent(n); }
-
 /* Through bytes: the elements of a user's array need not be aligned. */
 static inline vec v_load(const real *p) { return vreinterpretq_f64_u8(vld1q_u8((const uint8_t *)p)); }
 static inline void v_store(real *p, vec a) { vst1q_u8((uint8_t *)p, vreinterpretq_u8_f64(a)); }
@@ -50,30 +47,6 @@ static inline void v_store_first(real *p, vec a, int64_t n) {
     real lanes[LANES];
     v_store(lanes, a);
     __builtin_memcpy(p, lanes, (size_t)n * sizeof *p);
-}
-
-static inline void v_accumulate(double *sums, double *lost, vec a) {
-    vec old = v_load(sums), sum = v_add(old, a), added = v_sub(sum, old);
-    v_store(lost, v_add(v_load(lost), v_add(v_sub(old, v_sub(sum, added)), v_sub(a, added))));
-    v_store(sums, sum);
-}
-static inline void v_clear(double *sums, double *lost) { sums[0] = sums[1] = lost[0] = lost[1] = 0; }
-static inline vec v_from_doubles(const double *p) { return v_load(p); }
-/* See avx512_f32.c. */
-typedef struct wide {
-    vec sum, lost;
-} wide;
-static inline wide w_zero(void) { return (wide){v_set1(0), v_set1(0)}; }
-static inline wide w_add(wide w, vec a) {
-    vec sum = v_add(w.sum, a), added = v_sub(sum, w.sum);
-    return (wide){sum, v_add(w.lost, v_add(v_sub(w.sum, v_sub(sum, added)), v_sub(a, added)))};
-}
-static inline double w_total(wide w) {
-    double sum = 0, lost = 0, sums[LANES], losts[LANES];
-    v_store(sums, w.sum);
-    v_store(losts, w.lost);
-    for (int i = 0; i < LANES; i++) add_exactly(&sum, &lost, sums[i]), lost += losts[i];
-    return sum - sum == 0 ? sum + lost : sum; /* beside infinity, what was lost is NaN */
 }
 
 /* See avx512_f32.c. */

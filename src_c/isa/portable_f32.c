@@ -39,10 +39,6 @@ static inline ivec i_sub(ivec a, ivec b) { return a - b; }
 static inline ivec i_to_exponent(ivec a) { return a << MANTISSA_BITS; }
 static inline ivec i_from_exponent(ivec a) { return a >> MANTISSA_BITS; }
 
-/* The bits of 2^(n / EXP_STEPS), from an n with the bias in it. */
-enum { EXP_STEPS = 1 };
-static inline ivec i_exp2(ivec n) { return i_to_exponent(n); }
-
 static inline vec v_load(const real *p) {
     vec x;
     memcpy(&x, p, sizeof x);

@@ -39,9 +39,6 @@ static inline ivec i_sub(ivec a, ivec b) { return a - b; }
 static inline ivec i_to_exponent(ivec a) { return a << MANTISSA_BITS; }
 static inline ivec i_from_exponent(ivec a) { return a >> MANTISSA_BITS; }
 
-enum { EXP_STEPS = 1 };
-static inline ivec i_exp2(ivec n) { return i_to_exponent(n); }
-
 static inline vec v_load(const real *p) {
     vec x;
     memcpy(&x, p, sizeof x);
@@ -52,30 +49,6 @@ static inline void v_stream(real *p, vec a) { v_store(p, a); }
 static inline vec v_load_first(const real *p, int64_t n, vec rest) { return n > 0 ? v_load(p) : rest; }
 static inline void v_store_first(real *p, vec a, int64_t n) {
     if (n > 0) v_store(p, a);
-}
-
-static inline void v_accumulate(double *sums, double *lost, vec a) {
-    vec old = v_load(sums), sum = v_add(old, a), added = v_sub(sum, old);
-    v_store(lost, v_add(v_load(lost), v_add(v_sub(old, v_sub(sum, added)), v_sub(a, added))));
-    v_store(sums, sum);
-}
-static inline void v_clear(double *sums, double *lost) { *sums = *lost = 0; }
-static inline vec v_from_doubles(const double *p) { return *p; }
-/* See avx512_f32.c. */
-typedef struct wide {
-    vec sum, lost;
-} wide;
-static inline wide w_zero(void) { return (wide){v_set1(0), v_set1(0)}; }
-static inline wide w_add(wide w, vec a) {
-    vec sum = v_add(w.sum, a), added = v_sub(sum, w.sum);
-    return (wide){sum, v_add(w.lost, v_add(v_sub(w.sum, v_sub(sum, added)), v_sub(a, added)))};
-}
-static inline double w_total(wide w) {
-    double sum = 0, lost = 0, sums[LANES], losts[LANES];
-    v_store(sums, w.sum);
-    v_store(losts, w.lost);
-    for (int i = 0; i < LANES; i++) add_exactly(&sum, &lost, sums[i]), lost += losts[i];
-    return sum - sum == 0 ? sum + lost : sum; /* beside infinity, what was lost is NaN */
 }
 
 /* See avx512_f32.c: one lane transposes into itself. */

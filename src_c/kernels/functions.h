@@ -1,13 +1,22 @@
 /* The exponential and the logarithm that every kernel shares. No libm: the bits are those of the ISA alone. */
 
+/* The steps of an octave that an ISA looks up; where it does not, an octave is one step. */
+#ifndef EXP_STEPS
+#define EXP_STEPS 1
+static inline ivec i_exp2(ivec n) { return i_to_exponent(n); }
+static const real *const exp_terms = exp_coefficients;
+enum { EXP_TERMS = sizeof exp_coefficients / sizeof *exp_coefficients };
+#else
+static const real *const exp_terms = exp_step_coefficients[EXP_STEPS == 16];
+enum { EXP_TERMS = sizeof *exp_step_coefficients / sizeof **exp_step_coefficients };
+#endif
+
 /* exp of the lesser of each x and limit, operation by operation so that their latencies overlap. Valid for every x and every limit up to
  * EXP_HIGHEST: 0 below EXP_LOWEST, NaN where x is NaN. Error below 1.2 ULP where the result is a normal number.
  *   1. n = round(x / (ln 2 / EXP_STEPS)), as the low bits of a float with the exponent's bias in them
  *   2. r = x - n (ln 2 / EXP_STEPS), in two steps, the first of them exact
  *   3. exp(x) = 2^(n / EXP_STEPS) (1 + r + r^2 P(r)), P the shorter the more steps */
 static INLINE void exp_limited(vec *x, const vec *limit, int count) {
-    enum { TERMS = EXP_STEPS == 1 ? EXP_TERMS : 2 };
-    const real *const coefficients = EXP_STEPS == 1 ? exp_coefficients : exp_step_coefficients[EXP_STEPS == 16];
     const real rounding = ROUNDING + EXPONENT_BIAS * EXP_STEPS;
     vec scale[4], r[4], p[4];
     for (int j = 0; j < count; j++) x[j] = v_max(v_set1(EXP_LOWEST), v_min(limit[j], x[j]));
@@ -15,9 +24,9 @@ static INLINE void exp_limited(vec *x, const vec *limit, int count) {
     for (int j = 0; j < count; j++) r[j] = v_sub(scale[j], v_set1(rounding));
     for (int j = 0; j < count; j++) x[j] = v_fma(r[j], v_set1(-LN2_HIGH / EXP_STEPS), x[j]);
     for (int j = 0; j < count; j++) x[j] = v_fma(r[j], v_set1(-LN2_LOW / EXP_STEPS), x[j]);
-    for (int j = 0; j < count; j++) p[j] = v_set1(coefficients[TERMS - 1]);
-    for (int i = TERMS - 2; i >= 0; i--)
-        for (int j = 0; j < count; j++) p[j] = v_fma(p[j], x[j], v_set1(coefficients[i]));
+    for (int j = 0; j < count; j++) p[j] = v_set1(exp_terms[EXP_TERMS - 1]);
+    for (int i = EXP_TERMS - 2; i >= 0; i--)
+        for (int j = 0; j < count; j++) p[j] = v_fma(p[j], x[j], v_set1(exp_terms[i]));
     for (int j = 0; j < count; j++) p[j] = v_mul(p[j], x[j]);
     for (int j = 0; j < count; j++) p[j] = v_fma(p[j], x[j], x[j]);
     for (int j = 0; j < count; j++) scale[j] = v_from_bits(i_exp2(v_bits(scale[j])));

@@ -102,7 +102,8 @@ static INLINE void load_label_logits(const task *t, const rows *r, lane_state *a
 }
 
 /* All classes of a group of rows into a tile, without the label: its logit leaves, and the last class takes its place. */
-static INLINE void take_label_logits(block_of_lanes x, real *tile, int64_t row, lane_state *a, outgoing *o) {
+static INLINE void take_label_logits(block_of_lanes x, bool direct, real *tile, int64_t row, lane_state *a,
+                                     outgoing *o) {
     const char *p = x.p + row * ELEMENT;
     vec label[4], logit[4], last[4];
     for (int j = 0; j < 4; j++) label[j] = v_load(&a->label[row + j * LANES]);
@@ -114,7 +115,7 @@ static INLINE void take_label_logits(block_of_lanes x, real *tile, int64_t row, 
             const char *at = p + k * x.stride + j * LANES * ELEMENT;
             vec v = v_load((const real *)at);
             mask taken = v_eq(label[j], v_set1((real)(int32_t)k));
-            __builtin_prefetch(at + VISIT_ROWS * ELEMENT); /* the next visit's, where positions are neighbours */
+            if (direct) __builtin_prefetch(at + VISIT_ROWS * ELEMENT); /* the next visit's */
             logit[j] = v_select(taken, v, logit[j]);
             v_store(&tile[k * VISIT_ROWS + row + j * LANES], v_select(taken, last[j], v));
         }
@@ -291,7 +292,7 @@ static bool reduce_by_label(const task *t, const rows *r, lane_state *a, lane_sc
             ptrdiff_t size = direct || !r->consecutive ? 0 : GROUP * r->logits_step;
             const char *next =
                 r->logits + (r->first + row) * r->logits_step + (2 * size < AHEAD_BYTES ? AHEAD_BYTES : 2 * size);
-            take_label_logits(x, w->x, row, a, &w->outgoing);
+            take_label_logits(x, direct, w->x, row, a, &w->outgoing);
             add_tile(w->x, x.n - 1, row, a, next, size / (x.n > 1 ? x.n - 1 : 1), &w->outgoing);
         }
     } else {

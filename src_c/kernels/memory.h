@@ -2,6 +2,10 @@
  * wherever these are inlined. */
 #include "../convert.h"
 
+#ifndef REAL_HAS_HALVES
+#include "wide_f64.h"
+#endif
+
 #define INLINE inline __attribute__((always_inline))
 
 enum { GROUP = 4 * LANES }; /* four vectors at a time hide the latency of an exponential */

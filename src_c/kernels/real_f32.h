@@ -18,7 +18,6 @@ enum { MANTISSA_BITS = 23, EXPONENT_BIAS = 127 };
 /* (exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2: the result within 0.18 * 2^-24 */
 static const real exp_coefficients[] = {0x1.000000p-1f, 0x1.5554dcp-3f, 0x1.555518p-5f, 0x1.120c62p-7f,
                                         0x1.6d11fep-10f};
-enum { EXP_TERMS = sizeof exp_coefficients / sizeof *exp_coefficients };
 /* The same for |r| <= ln(2)/16 and ln(2)/32, with nodes that make the result's error least: 0.44 and 0.03 * 2^-24. */
 static const real exp_step_coefficients[][2] = {{0x1.00087ep-1f, 0x1.555c20p-3f}, {0x1.000220p-1f, 0x1.555708p-3f}};
 

@@ -17,8 +17,6 @@ static const real exp_coefficients[] = {
     0x1.0000000000001p-1,  0x1.5555555555556p-3,  0x1.5555555553d05p-5,  0x1.1111111110996p-7,  0x1.6c16c178b0646p-10,
     0x1.a01a01a7da98dp-13, 0x1.a019b87f7a6e9p-16, 0x1.71de0d573888bp-19, 0x1.28922d8c8d4fbp-22, 0x1.af39789bfd689p-26,
 };
-enum { EXP_TERMS = sizeof exp_coefficients / sizeof *exp_coefficients };
-static const real exp_step_coefficients[][2] = {{0}, {0}}; /* no ISA has steps for it */
 
 #define SQRT_2 0x1.6a09e667f3bcdp+0
 /* within 0.05 * 2^-53 */

@@ -201,23 +201,6 @@ static INLINE void block_distance(block b, const real *q, real shift, double *ma
     *distance = w_total(distances);
 }
 
-/* Whether a block of dense targets is finite and not negative. */
-static INLINE bool block_is_valid(const real *q, int64_t n) {
-    vec lowest = v_set1(0), zero = v_set1(0), poison = v_set1(0);
-    for (int64_t i = 0; i < n; i += LANES) {
-        vec x = n - i < LANES ? v_load_first(q + i, n - i, zero) : v_load(q + i);
-        __builtin_prefetch((const char *)(q + i) + AHEAD_BYTES);
-        lowest = v_min(x, lowest);
-        poison = v_fma(x, zero, poison);
-    }
-    real low[LANES], poisoned[LANES];
-    v_store(low, lowest);
-    v_store(poisoned, poison);
-    for (int j = 0; j < LANES; j++)
-        if (low[j] < 0 || poisoned[j] != 0) return false;
-    return true;
-}
-
 /* q_k / s of a block of a dense row, in `copy` unless it can be read where it is; NULL where a target is not valid. */
 static const real *get_dense_block(const task *t, const char *row, int64_t first, int64_t n, real *copy) {
     const fastce_array *a = &t->problem->target;
@@ -225,7 +208,7 @@ static const real *get_dense_block(const task *t, const char *row, int64_t first
                   (uintptr_t)row % sizeof(real) == 0;
     const real *q = direct ? (const real *)(row + first * a->class_stride) : copy;
     if (!direct) gather(copy, row + first * a->class_stride, a->class_stride, n, a->dtype, a->byte_swapped);
-    if (!block_is_valid(q, n)) return NULL;
+    if (!all_are_masses((const char *)q, n, real_dtype())) return NULL;
     const real *scales = t->q_scale, *vector = t->q_vector, uniform = (real)t->problem->target_scale;
     if (!scales && !vector && uniform == 1) return q;
     for (int64_t k = 0; k < n; k++) {
@@ -312,8 +295,9 @@ static INLINE void stage_row(const task *t, const rows *r, const results *s, int
     w->scales[i] = false;
 }
 
-/* Sum of exp(x_k - x_label) over the other classes, and of x_label - x_k where q asks for it: no maximum needed, and the loss is its log1p, however small. Not
- * finite, or above LARGEST_SHIFTED_SUM, where the row needs its maximum after all. */
+/* Sum of exp(x_k - x_label) over the other classes: no maximum needed, and the loss is its log1p, however small. Not
+ * finite, or above LARGEST_SHIFTED_SUM, where the row needs its maximum after all. With the sum of x_label - x_k where some
+ * of q is spread evenly. */
 static INLINE double shifted_sum(const task *t, const char *row, int64_t label, real shift, row_scratch *w, bool keep,
                                  double *spread, outgoing *o, bool direct, fastce_dtype storage) {
     const fastce_problem *q = t->problem;
@@ -513,11 +497,10 @@ static void write_zeros(const task *t, const rows *r, int64_t i, row_scratch *w)
 }
 
 /* Lets the row whose exponentials are kept leave, all of its q on the label; the next is kept in the other buffer. */
-static INLINE void leave(const task *t, const rows *r, results *s, int64_t i, row_scratch *w, chunk_state *state,
+static INLINE void leave(const task *t, const rows *r, const results *s, int64_t i, row_scratch *w, chunk_state *state,
                          outgoing *o, fastce_dtype storage) {
     const int64_t n_classes = t->problem->n_classes, kept = (int64_t)kept_classes(n_classes);
     real *e = w->kept;
-    s->label_exp[i] = 1;
     const gradient g = gradient_of_row(t, r, s, i);
     e[r->label[i]] = -s->rest[i];
     for (int64_t k = 0; k < n_classes && g.lowered != 1; k++) e[k] *= g.lowered;
@@ -585,7 +568,10 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
             s.z[i] = (real)(r->weight[i] * q->z_loss);
         } else {
             plain = false;
-            if (!reduce_row_by_max(t, r, &s, i, &w, keep, direct, storage)) return i;
+            if (!reduce_row_by_max(t, r, &s, i, &w, keep, direct, storage)) {
+                state->outgoing = o;
+                return i;
+            }
         }
         if (w.staged && t->plain && sum <= LARGEST_SHIFTED_SUM)
             w.scales[i] = true;
