@@ -93,6 +93,13 @@ cdef int translate(object problem, fastce_problem *record) except -1:
     if ignore_index is not None:
         record.has_ignore_index = 1
         record.ignore_index = <int64_t>(<unsigned long long>(ignore_index & 0xFFFFFFFFFFFFFFFF))
+    record.kind = <fastce_kind><int>problem.kind
+    record.clip = problem.clip
+    record.gamma = problem.gamma
+    record.positive = problem.positive
+    record.negative = problem.negative
+    fill(&record.factor, problem.factor, False)
+    fill(&record.positive_weight, problem.positive_weight, False)
     if problem.row_values is not None:
         record.row_values = cnp.PyArray_DATA(<cnp.ndarray>problem.row_values)
     return 0

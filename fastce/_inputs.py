@@ -16,9 +16,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastce import _dtypes
-from fastce._problem import Array, Output, Problem
+from fastce._problem import Array, Kind, Output, Problem
 
 REDUCTIONS = ("mean", "sum", "none")
+DIVERGENCE_REDUCTIONS = ("none", "sum", "mean", "batchmean")
+
+NAMES_OF_VALUES = {
+    Kind.LOGITS: "logits",
+    Kind.LOG_PROBABILITIES: "log_probs",
+    Kind.PROBABILITIES: "probs",
+    Kind.BINARY_LOGITS: "logits",
+    Kind.BINARY_PROBABILITIES: "probs",
+    Kind.SQUARES: "prediction",
+}
+"""What the public functions call the first argument."""
 
 _CPU_DEVICES = (1, 3, 11, 13)
 """DLPack's device types whose memory the host reads: CPU, CUDA pinned, ROCm pinned, CUDA managed."""
@@ -41,6 +52,8 @@ class Request(NamedTuple):
     """The scalar one; one for each row is in the problem."""
     result: Any = None
     """The array to hand back, laid out as the user's: the gradient or the probabilities."""
+    target_name: str = "target"
+    """What the caller calls the dense target."""
 
 
 def loss_request(
@@ -52,31 +65,27 @@ def loss_request(
     sample_weight: Any,
     ignore_index: Any,
     label_smoothing: Any,
-    z_loss: Any,
     reduction: Any,
     denominator: Any,
     base: Any,
+    z_loss: Any = 0.0,
+    kind: Kind = Kind.LOGITS,
+    eps: Any = 0.0,
     gradient: bool = False,
     grad_output: Any = None,
     out: Any = None,
 ) -> Request:
-    """Validate a call of cross_entropy, or with ``gradient`` of cross_entropy_with_grad."""
-    given, x, axis = _logits(logits, axis)
+    """Validate a call of cross_entropy or, by ``kind``, of its likes for probabilities; with ``gradient`` of the
+    functions that return one too."""
+    name = NAMES_OF_VALUES[kind]
+    given, x, axis = _values(name, logits, axis)
     positions = x.shape[:-1]
     n_classes = x.shape[-1]
-    if not (isinstance(reduction, str) and reduction in REDUCTIONS):
-        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {_shown(reduction)}")
     smoothing = _number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
     z = _number("z_loss", z_loss, 0.0, math.inf, "a finite number >= 0")
-    if denominator is not None:
-        if reduction != "mean":
-            raise ValueError(f"denominator: only reduction='mean' divides, got reduction={reduction!r}")
-        denominator = _number("denominator", denominator, 0.0, math.inf, "a finite number > 0", open_low=True)
-    unit = 1.0
-    if base is not None:
-        unit = math.log(_number("base", base, 1.0, math.inf, "a finite number > 1", open_low=True))
+    denominator, unit = _scales(reduction, denominator, base)
 
-    labels, dense = _target(target, given.shape, axis)
+    labels, dense = _target(name, target, given.shape, axis)
     ignored_label = _ignore_index(ignore_index, labels)
     class_weight = None if weight is None else _class_weight(weight, n_classes)
     class_vector = None
@@ -94,13 +103,8 @@ def loss_request(
                 row_grad = _per_row("grad_output", grad_output, positions)
             else:
                 factor = _scalar("grad_output", grad_output)
-        if out is None:
-            grad = np.empty_like(given, dtype=given.dtype.newbyteorder("="), subok=False)
-        else:
-            grad = _out(out, given)
-            others = (("target", target), ("weight", weight), ("sample_weight", sample_weight))
-            for name, other in (*others, ("grad_output", grad_output)):
-                _refuse_overlap(grad, name, other)
+        others = {"target": target, "weight": weight, "sample_weight": sample_weight, "grad_output": grad_output}
+        grad = _gradient(name, out, given, others)
         grad_view = _classes_last(grad, axis)
 
     problem = Problem(
@@ -117,13 +121,109 @@ def loss_request(
         row_values=_row_values(x) if reduction == "none" else None,
         out=grad_view,
         grad_output=row_grad,
+        kind=kind,
+        clip=_clip(eps),
     )
     return Request(problem, axis, reduction, denominator, unit, factor, grad)
 
 
+def element_request(
+    logits: Any,
+    target: Any,
+    *,
+    kind: Kind,
+    weight: Any,
+    sample_weight: Any,
+    reduction: Any,
+    denominator: Any,
+    base: Any = None,
+    pos_weight: Any = None,
+    label_smoothing: Any = 0.0,
+    eps: Any = 0.0,
+    gamma: Any = 0.0,
+    alpha: Any = None,
+    focal: bool = False,
+    gradient: bool = False,
+    grad_output: Any = None,
+    out: Any = None,
+) -> Request:
+    """Validate a call of an element-wise loss: a problem whose rows are the elements, each of one class."""
+    name = NAMES_OF_VALUES[kind]
+    given = _floating(name, logits)
+    smoothing = _number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
+    denominator, unit = _scales(reduction, denominator, base)
+    dense = _element_target(name, target, given.shape, integers=focal)
+    negative, positive = (1.0, 1.0) if alpha is None else _alpha(alpha)
+
+    spread: dict[str, Array | None] = {}
+    for key, value in (("weight", weight), ("pos_weight", pos_weight), ("sample_weight", sample_weight)):
+        spread[key] = None if value is None else _per_element(name, key, value, given.shape)
+    row_grad, factor, grad = None, 1.0, None
+    if gradient:
+        if grad_output is not None:
+            if reduction == "none":
+                row_grad = _per_element(name, "grad_output", grad_output, given.shape)
+            else:
+                factor = _scalar("grad_output", grad_output)
+        others = {
+            "target": target,
+            "weight": weight,
+            "pos_weight": pos_weight,
+            "sample_weight": sample_weight,
+            "grad_output": grad_output,
+        }
+        grad = _gradient(name, out, given, others)
+
+    x = given[..., None]
+    problem = Problem(
+        output=Output.GRAD if gradient else Output.LOSS,
+        logits=x,
+        dense=dense[..., None],
+        target_scale=1.0 - smoothing,
+        class_vector=np.array([smoothing / 2.0]) if smoothing else None,
+        sample_weight=spread["sample_weight"],
+        row_values=_row_values(x) if reduction == "none" else None,
+        out=None if grad is None else grad[..., None],
+        grad_output=row_grad,
+        kind=kind,
+        clip=_clip(eps),
+        gamma=_number("gamma", gamma, 0.0, math.inf, "a finite number >= 0"),
+        positive=positive,
+        negative=negative,
+        positive_weight=spread["pos_weight"],
+        factor=spread["weight"],
+    )
+    return Request(problem, given.ndim, reduction, denominator, unit, factor, grad)
+
+
+def divergence_request(kind: Kind, p: Any, q: Any, *, axis: Any, reduction: Any, base: Any) -> Request:
+    """Validate a call of entropy (with q the very p), kl_divergence or js_divergence."""
+    if not (isinstance(reduction, str) and reduction in DIVERGENCE_REDUCTIONS):
+        accepted = "'none', 'sum', 'mean' or 'batchmean'"
+        raise ValueError(f"reduction: expected {accepted}, got {_shown(reduction)}")
+    _, unit = _scales("none", None, base)
+    alone = kind is Kind.PROBABILITIES
+    given, x, axis = _values("p" if alone else "q", q, axis)
+    other = given if alone else _floating("p", p)
+    if other.shape != given.shape:
+        raise ValueError(f"p and q: expected arrays of one shape, got {other.shape} and {given.shape}")
+    denominator = None
+    if reduction == "batchmean":
+        denominator = float(x.shape[0]) if x.ndim > 1 else 1.0
+    problem = Problem(
+        output=Output.LOSS,
+        logits=x,
+        dense=_classes_last(other, axis),
+        row_values=_row_values(x) if reduction == "none" else None,
+        kind=kind,
+    )
+    reduction = "mean" if reduction == "batchmean" else reduction
+    return Request(problem, axis, reduction, denominator or None, unit, target_name="p")
+
+
 def map_request(output: Output, logits: Any, axis: Any, out: Any) -> Request:
     """Validate a call of softmax, log_softmax or logsumexp."""
-    given, x, axis = _logits(logits, axis)
+    given, x, axis = _values("logits", logits, axis)
     if output is Output.LSE:
         values = _row_values(x)
         if out is not None:
@@ -155,41 +255,118 @@ def bad_row(request: Request, row: int) -> Exception:
         label = int(p.labels[index])
         if label != p.ignore_index and not 0 <= label < p.n_classes:
             return IndexError(f"target: label {label} at index {index} is out of range for {p.n_classes} classes")
-    if p.sample_weight is not None:
-        weight = p.sample_weight[index].item()
-        if not 0 <= weight < math.inf:
-            return ValueError(f"sample_weight: expected finite numbers >= 0, got {weight!r} at index {index}")
+    for name, weights in (("sample_weight", p.sample_weight), ("pos_weight", p.positive_weight), ("weight", p.factor)):
+        if weights is not None:
+            weight = weights[index].item()
+            if not 0 <= weight < math.inf:
+                return ValueError(f"{name}: expected finite numbers >= 0, got {weight!r} at index {index}")
     if p.dense is not None:
         values = p.dense[index].astype(np.float64)
-        wrong = ~((values >= 0) & (values <= np.finfo(p.real).max))
+        wrong = ~((values >= 0) & (values <= p.largest_target))
         if wrong.any():
             k = int(wrong.argmax())
-            at = (*index[: request.axis], k, *index[request.axis :])
-            beyond = f" in the range of {p.real}" if 0 <= values[k] < math.inf else ""
-            return ValueError(f"target: expected finite numbers >= 0{beyond}, got {float(values[k])!r} at index {at}")
-    return ValueError(f"target: row {index} changed while it was being read")
+            at = index if p.kind.element_wise else (*index[: request.axis], k, *index[request.axis :])
+            if p.largest_target == 1.0:
+                accepted = "numbers in [0, 1]"
+            else:
+                beyond = f" in the range of {p.real}" if 0 <= values[k] < math.inf else ""
+                accepted = f"finite numbers >= 0{beyond}"
+            return ValueError(f"{request.target_name}: expected {accepted}, got {float(values[k])!r} at index {at}")
+    return ValueError(f"{request.target_name}: row {index} changed while it was being read")
 
 
-def _logits(logits: Any, axis: Any) -> tuple[Array, Array, int]:
-    """Return the logits as given, the same with the class axis last, and where that axis was."""
-    given = _array("logits", logits)
-    if isinstance(logits, (list, tuple)) and given.dtype.kind in "biuf":
+def _floating(name: str, value: Any) -> Array:
+    """Return an array of a dtype that logits may have; nested lists and numbers are float64."""
+    given = _array(name, value)
+    if isinstance(value, (list, tuple, int, float)) and given.dtype.kind in "biuf":
         given = given.astype(np.float64, copy=False)
     if _dtypes.name_of(given.dtype) is None:
-        raise TypeError(f"logits: expected {_dtypes.ACCEPTED}, got {_described(logits, given)}")
+        raise TypeError(f"{name}: expected {_dtypes.ACCEPTED}, got {_described(value, given)}")
+    return given
+
+
+def _values(name: str, value: Any, axis: Any) -> tuple[Array, Array, int]:
+    """Return the logits, or what stands for them, as given, the same with the class axis last, and where that was."""
+    given = _floating(name, value)
     ndim = given.ndim
     if ndim == 0:
-        raise ValueError("logits: expected an array with a class axis, got one of 0 dimensions")
+        raise ValueError(f"{name}: expected an array with a class axis, got one of 0 dimensions")
     where = _integer("axis", axis, "an integer")
     if not -ndim <= where < ndim:
-        raise np.exceptions.AxisError(where, ndim, f"axis: logits have shape {given.shape}")
+        raise np.exceptions.AxisError(where, ndim, f"axis: {name} have shape {given.shape}")
     where %= ndim
     if given.shape[where] == 0 and math.prod(given.shape[:where] + given.shape[where + 1 :]):
-        raise ValueError(f"logits: expected at least one class, got shape {given.shape} with axis={where}")
+        raise ValueError(f"{name}: expected at least one class, got shape {given.shape} with axis={where}")
     return given, _classes_last(given, where), where
 
 
-def _target(target: Any, shape: tuple[int, ...], axis: int) -> tuple[Array | None, Array | None]:
+def _scales(reduction: Any, denominator: Any, base: Any) -> tuple[float | None, float]:
+    """Validate what a loss is divided by: the denominator if one was given, and the unit in nats."""
+    if not (isinstance(reduction, str) and reduction in REDUCTIONS):
+        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {_shown(reduction)}")
+    if denominator is not None:
+        if reduction != "mean":
+            raise ValueError(f"denominator: only reduction='mean' divides, got reduction={reduction!r}")
+        denominator = _number("denominator", denominator, 0.0, math.inf, "a finite number > 0", open_low=True)
+    unit = 1.0
+    if base is not None:
+        unit = math.log(_number("base", base, 1.0, math.inf, "a finite number > 1", open_low=True))
+    return denominator, unit
+
+
+def _clip(eps: Any) -> float:
+    return _number("eps", eps, 0.0, 0.5, "a number in [0, 0.5]")
+
+
+def _alpha(alpha: Any) -> tuple[float, float]:
+    """Return the weights of the classes 0 and 1 of a binary focal loss."""
+    array = _array("alpha", alpha)
+    if not _dtypes.is_real(array.dtype):
+        raise TypeError(f"alpha: expected numbers, got {_described(alpha, array)}")
+    if array.ndim == 0:
+        share = _number("alpha", array, 0.0, 1.0, "a number in [0, 1], or one number >= 0 for each of two classes")
+        return 1.0 - share, share
+    if array.shape != (2,):
+        raise ValueError(f"alpha: expected a number, or one for each of two classes, got shape {array.shape}")
+    pair = [_number("alpha", value, 0.0, math.inf, "finite numbers >= 0") for value in array]
+    return pair[0], pair[1]
+
+
+def _element_target(name: str, target: Any, shape: tuple[int, ...], *, integers: bool) -> Array:
+    array = _array("target", target)
+    if integers and array.dtype.kind not in "biu":
+        raise TypeError(f"target: expected labels 0 and 1, integer or boolean, got {_described(target, array)}")
+    if not _dtypes.is_real(array.dtype):
+        raise TypeError(f"target: expected real numbers, got {_described(target, array)}")
+    if array.shape != shape:
+        raise ValueError(f"target: expected the shape of {name}, {shape}, got shape {array.shape}")
+    return array
+
+
+def _per_element(values: str, name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """Return an array spread over the shape of the values, without a copy."""
+    array = _array(name, value)
+    if not _dtypes.is_real(array.dtype):
+        raise TypeError(f"{name}: expected real numbers, got {_described(value, array)}")
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to that of {values}, {shape}, got shape {array.shape}"
+        ) from None
+
+
+def _gradient(name: str, out: Any, given: Array, others: dict[str, Any]) -> Array:
+    """Return the array that receives the gradient: ``out``, checked against every input, or a new one."""
+    if out is None:
+        return np.empty_like(given, dtype=given.dtype.newbyteorder("="), subok=False)
+    grad = _out(out, given, name)
+    for other, value in others.items():
+        _refuse_overlap(grad, other, value, name)
+    return grad
+
+
+def _target(name: str, target: Any, shape: tuple[int, ...], axis: int) -> tuple[Array | None, Array | None]:
     """Return labels or a dense target with the class axis last, and None for the other."""
     array = _array("target", target)
     if not _dtypes.is_real(array.dtype):
@@ -206,7 +383,7 @@ def _target(target: Any, shape: tuple[int, ...], axis: int) -> tuple[Array | Non
     elif array.shape == shape:
         return None, _classes_last(array, axis)
     raise ValueError(
-        f"target: logits of shape {shape} with axis={axis} need labels of shape {positions} "
+        f"target: {name} of shape {shape} with axis={axis} need labels of shape {positions} "
         f"or a dense target of shape {shape}, got shape {array.shape}"
     )
 
@@ -356,7 +533,7 @@ def _row_values(x: Array) -> Array:
     return np.empty(math.prod(x.shape[:-1]), dtype)
 
 
-def _out(out: Any, logits: Array) -> Array:
+def _out(out: Any, logits: Array, name: str = "logits") -> Array:
     """Validate an array that receives the gradient or the probabilities: apart from the logits, or the logits."""
     array = _check_out(out, logits.shape)
     in_place = (
@@ -365,7 +542,7 @@ def _out(out: Any, logits: Array) -> Array:
         and array.dtype == logits.dtype
     )
     if not in_place:
-        _refuse_overlap(array, "logits", logits)
+        _refuse_overlap(array, name, logits, name)
     return array
 
 
@@ -394,7 +571,7 @@ def _may_overlap_itself(array: Array) -> bool:
     return False
 
 
-def _refuse_overlap(out: Array, name: str, other: Any) -> None:
+def _refuse_overlap(out: Array, name: str, other: Any, values: str = "logits") -> None:
     if other is None or isinstance(other, (int, float, list, tuple)):
         return
     array = _array(name, other)
@@ -404,4 +581,4 @@ def _refuse_overlap(out: Array, name: str, other: Any) -> None:
         except (np.exceptions.TooHardError, OverflowError):
             shared = True  # not proved apart
         if shared:
-            raise ValueError(f"out: overlaps {name}; only logits themselves may be overwritten, as a whole")
+            raise ValueError(f"out: overlaps {name}; only {values} themselves may be overwritten, as a whole")

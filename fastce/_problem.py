@@ -36,6 +36,34 @@ class Output(enum.IntEnum):
     LOG_SOFTMAX = 4
 
 
+class Kind(enum.IntEnum):
+    """What the logits of a problem hold, and so what its loss is made of; the numbers are those of the C API.
+
+    From BINARY_LOGITS on the kinds are element-wise: each element is a row of one class with a dense target.
+    """
+
+    LOGITS = 0
+    """Softmax cross entropy: sum of q_k (lse - x_k)."""
+    LOG_PROBABILITIES = 1
+    """Sum of q_k (-x_k)."""
+    PROBABILITIES = 2
+    """Sum of q_k (-log x_k)."""
+    KL = 3
+    """Sum of t_k log(t_k / x_k)."""
+    JS = 4
+    """Half of the sum of t_k log(t_k / m_k) + x_k log(x_k / m_k), m their mean."""
+    BINARY_LOGITS = 5
+    """a t sigmoid(-x)^gamma softplus(-x) + b (1 - t) sigmoid(x)^gamma softplus(x)."""
+    BINARY_PROBABILITIES = 6
+    """a t (-log x) + b (1 - t) (-log(1 - x))."""
+    SQUARES = 7
+    """(x - t)^2."""
+
+    @property
+    def element_wise(self) -> bool:
+        return self >= Kind.BINARY_LOGITS
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """What to compute on which arrays.
@@ -68,6 +96,19 @@ class Problem:
     """Multiplies the gradient, with grad_output."""
     grad_output: Array | None = None
     """(\\*positions): any floating dtype."""
+    kind: Kind = Kind.LOGITS
+    clip: float = 0.0
+    """Probabilities are taken as at least this and at most 1 - clip."""
+    gamma: float = 0.0
+    """The exponent of a focal loss."""
+    positive: float = 1.0
+    """a of the binary kinds, where positive_weight multiplies it."""
+    negative: float = 1.0
+    """b of the binary kinds."""
+    positive_weight: Array | None = None
+    """(\\*positions): any dtype of sample_weight, finite, >= 0."""
+    factor: Array | None = None
+    """(\\*positions): multiplies the losses of element-wise kinds, and is not part of a mean's denominator."""
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -80,6 +121,13 @@ class Problem:
     @property
     def n_rows(self) -> int:
         return math.prod(self.positions)
+
+    @property
+    def largest_target(self) -> float:
+        """The largest dense target that is acceptable."""
+        if self.kind in (Kind.BINARY_LOGITS, Kind.BINARY_PROBABILITIES):
+            return 1.0
+        return float(np.finfo(self.real).max)
 
     @property
     def real(self) -> np.dtype[Any]:

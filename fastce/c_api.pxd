@@ -37,6 +37,9 @@ cdef extern from "fastce.h" nogil:
         FASTCE_LABELS
         FASTCE_DENSE
 
+    ctypedef enum fastce_kind:
+        FASTCE_LOGITS
+
     ctypedef struct fastce_array:
         void *data
         fastce_dtype dtype
@@ -63,6 +66,13 @@ cdef extern from "fastce.h" nogil:
         int32_t has_ignore_index
         int64_t ignore_index
         void *row_values
+        fastce_kind kind
+        double clip
+        double gamma
+        double positive
+        double negative
+        fastce_array factor
+        fastce_array positive_weight
 
     ctypedef struct fastce_totals:
         int64_t bad_row

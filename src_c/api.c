@@ -5,6 +5,7 @@
 #include "isa.h"
 #include "threads.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,7 +46,8 @@ typedef struct walk {
 } walk;
 
 static bool plan_walk(const fastce_problem *q, walk *w) {
-    const fastce_array *array[ARRAY_COUNT] = {&q->logits, &q->target, &q->sample_weight, &q->out, &q->grad_output};
+    const fastce_array *array[ARRAY_COUNT] = {&q->logits,      &q->target, &q->sample_weight,  &q->out,
+                                              &q->grad_output, &q->factor, &q->positive_weight};
     w->n_axes = 0;
     w->n_rows = 1;
     for (int a = 0; a < ARRAY_COUNT; a++) w->data[a] = array[a]->data;
@@ -149,6 +151,7 @@ static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t firs
         w->label[n] = batch->label[i];
         w->weight[n] = batch->weight[i];
         w->label_mass[n] = batch->label_mass[i];
+        w->positive[n] = batch->positive[i];
         w->grad_scale[n] = batch->grad_scale[i];
         if (w->count == VISIT_ROWS) bad = visit(c, w, state, scratch);
         if (bad >= 0) return bad;
@@ -197,7 +200,7 @@ static int64_t visit_run(const call *c, run *u, int64_t count, chunk_state *stat
             for (int64_t i = 0; i < n; i++) kept -= batch.weight[i] == 0;
         /* While most of its rows are wanted, a batch stays whole: its neighbours are loaded, or stored, together. */
         bool dense = t->problem->target_kind == FASTCE_DENSE;
-        bool whole = kept == n || (kept > n / 2 && !dense);
+        bool whole = kept == n || (kept > n / 2 && !dense) || t->elements;
         if (whole && u->waiting.count == 0) {
             batch.consecutive = true;
             batch.first = done;
@@ -270,16 +273,29 @@ static bool array_is_valid(const fastce_array *a, bool floating, bool required) 
     return (unsigned)a->dtype < FASTCE_DTYPE_COUNT && (!floating || dtype_is_floating(a->dtype));
 }
 
+static bool is_element_wise(const fastce_problem *q) { return q->kind >= FASTCE_BINARY_LOGITS; }
+
+static bool kind_is_valid(const fastce_problem *q) {
+    bool divergence = q->kind == FASTCE_KL || q->kind == FASTCE_JS;
+    if ((unsigned)q->kind >= FASTCE_KIND_COUNT) return false;
+    if (q->kind == FASTCE_LOGITS) return !q->factor.data && !q->positive_weight.data;
+    if (q->output != FASTCE_LOSS && (q->output != FASTCE_GRAD || divergence)) return false;
+    if (is_element_wise(q) && q->n_classes != 1) return false;
+    return q->target_kind == FASTCE_DENSE || !(is_element_wise(q) || divergence);
+}
+
 static bool problem_is_valid(const fastce_problem *q) {
     bool writes = q->output != FASTCE_LOSS && q->output != FASTCE_LSE;
     bool has_target = q->target_kind != FASTCE_NO_TARGET;
     bool wants_target = q->output == FASTCE_LOSS || q->output == FASTCE_GRAD;
     if ((unsigned)q->output >= FASTCE_OUTPUT_COUNT || (unsigned)q->target_kind >= FASTCE_TARGET_COUNT) return false;
+    if (!kind_is_valid(q)) return false;
     if (q->output == FASTCE_LSE && !q->row_values) return false;
     if (has_target != wants_target || q->n_axes < 0 || q->n_axes > MAX_AXES || q->n_classes < 0) return false;
     if (!array_is_valid(&q->logits, true, true) || !array_is_valid(&q->target, false, has_target) ||
         !array_is_valid(&q->sample_weight, false, false) || !array_is_valid(&q->out, true, writes) ||
-        !array_is_valid(&q->grad_output, false, false))
+        !array_is_valid(&q->grad_output, false, false) || !array_is_valid(&q->factor, false, false) ||
+        !array_is_valid(&q->positive_weight, false, false))
         return false;
     bool label_dtype = q->target.dtype >= FASTCE_I8 && q->target.dtype <= FASTCE_U64;
     return q->target_kind != FASTCE_LABELS || label_dtype;
@@ -293,6 +309,8 @@ static bool takes_lanes(const fastce_problem *q) {
 
 const char *fastce_kernel_name(const fastce_problem *q) {
     if (!problem_is_valid(q)) return "none";
+    if (is_element_wise(q)) return "vectors of elements";
+    if (q->kind != FASTCE_LOGITS) return "rows of probabilities";
     return takes_lanes(q) ? "vectors of rows" : "rows of vectors";
 }
 
@@ -316,6 +334,9 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     int size = dtype_size(q->logits.dtype);
     t->problem = q;
     t->lanes = takes_lanes(q);
+    t->elements = is_element_wise(q);
+    bool binary = q->kind == FASTCE_BINARY_LOGITS || q->kind == FASTCE_BINARY_PROBABILITIES;
+    t->largest_target = binary ? 1 : q->logits.dtype == FASTCE_F64 ? DBL_MAX : FLT_MAX; /* that of the arithmetic */
     ptrdiff_t logits_stride = t->lanes ? *step[LOGITS] : q->logits.class_stride;
     ptrdiff_t out_stride = t->lanes ? *step[OUT] : q->out.class_stride;
     t->logits_direct = !q->logits.byte_swapped && logits_stride == size;

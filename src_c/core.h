@@ -20,7 +20,7 @@ enum { FEW_CLASSES = 32 };
 enum { KEPT_CLASSES = 1 << 18 };
 
 /* The arrays of a problem, in the order in which the driver steps through them. */
-enum { LOGITS, TARGET, SAMPLE_WEIGHT, OUT, GRAD_OUTPUT, ARRAY_COUNT };
+enum { LOGITS, TARGET, SAMPLE_WEIGHT, OUT, GRAD_OUTPUT, FACTOR, POSITIVE_WEIGHT, ARRAY_COUNT };
 
 /* A call, planned: constant while it runs. */
 typedef struct task {
@@ -28,6 +28,8 @@ typedef struct task {
     bool needs_max;     /* everything but labels, whose logits serve as maxima, and what is spread evenly */
     bool plain;         /* labels alone, without z-loss */
     bool lanes;         /* vectors of rows, not rows of vectors */
+    bool elements;      /* an element-wise kind */
+    double largest_target; /* a dense target beyond it is not acceptable */
     bool logits_direct; /* the kernel loads logits where they are */
     bool out_direct;
     bool stream;          /* the output will not stay in cache */
@@ -53,7 +55,8 @@ typedef struct rows {
     int64_t index[VISIT_ROWS];
     int64_t label[VISIT_ROWS];
     double weight[VISIT_ROWS];     /* s */
-    double label_mass[VISIT_ROWS]; /* mass of q on the label beyond the class vector's */
+    double label_mass[VISIT_ROWS]; /* mass of q on the label beyond the class vector's; s * factor of an element */
+    double positive[VISIT_ROWS];   /* positive_weight, where there is one */
     double grad_scale[VISIT_ROWS];
 } rows;
 

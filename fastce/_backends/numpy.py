@@ -8,6 +8,8 @@ float64. With x a row of logits, q the target measure and z the weight of the z-
     lse  = m + log1p(r)    Q = sum_k q_k
     loss = Q*log1p(r) + sum over q_k > 0 of q_k*(m - x_k) + z*lse^2
     d loss/dx_k = (Q + 2*z*lse)*p_k - q_k,    p_k = exp(x_k - m)/(1 + r)
+
+What is made of probabilities, and the element-wise losses, are the formulas of `fastce._problem.Kind`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from fastce._backends import Plan
-from fastce._problem import Array, Output, Problem, Totals
+from fastce._problem import Array, Kind, Output, Problem, Totals
 
 
 def scan(problem: Problem, num_threads: int) -> Totals:
@@ -30,6 +32,9 @@ def scan(problem: Problem, num_threads: int) -> Totals:
 def _scan(p: Problem) -> Totals:
     s = _sample_weight(p)
     bad = ~np.isfinite(s) | (s < 0)
+    for weights in (p.factor, p.positive_weight):
+        if weights is not None:
+            bad |= ~np.isfinite(weights.astype(np.float64)) | (weights < 0)
     if p.labels is not None:
         ignored = _ignored(p)
         bad |= ~ignored & ((p.labels < 0) | (p.labels >= p.n_classes))
@@ -37,7 +42,8 @@ def _scan(p: Problem) -> Totals:
         if p.class_weight is not None:
             weight = weight * p.class_weight[np.where(ignored | bad, 0, p.labels).astype(np.intp)]
     elif p.dense is not None:
-        bad |= ~(np.isfinite(p.dense.astype(p.real)) & (p.dense >= 0)).all(axis=1)
+        if p.kind is not Kind.SQUARES:
+            bad |= ~((p.dense >= 0) & (p.dense.astype(p.real) <= p.largest_target)).all(axis=1)
         weight = s
     if bad.any():
         return Totals(int(bad.argmax()), 0.0, 0.0)
@@ -49,6 +55,10 @@ def run(problem: Problem, num_threads: int) -> Totals:
     p = _as_rows(problem)
     with np.errstate(all="ignore"):  # NaN, infinities and overflow of float16 are results here, not accidents
         x = p.logits.astype(p.real, order="C")  # along a strided axis sums would not be pairwise
+        if p.kind.element_wise:
+            return _elements(p, x[:, 0])
+        if p.kind is not Kind.LOGITS:
+            return _probabilities(p, x)
         top = x.max(axis=1)
         first = x.argmax(axis=1)
         e = np.exp(x - top[:, None])
@@ -99,9 +109,7 @@ def _loss(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) ->
 
     out = None
     if p.output is Output.GRAD:
-        scale = np.full(p.n_rows, p.grad_scale)
-        if p.grad_output is not None:
-            scale *= p.grad_output.astype(np.float64)
+        scale = _row_scale(p)
         pull = 2 * z * lse if p.z_loss else np.zeros(p.n_rows)
         on_top, others = np.where(y == first, at, 0), np.where(y == first, 0, at)
         out = (scale * (q_sum + pull) / (1 + r)).astype(p.real)[:, None] * e
@@ -115,6 +123,112 @@ def _loss(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) ->
         out[rows, first] = scale * (others + pull - on_top * r) / (1 + r)
         out[ignored] = 0
     return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
+
+
+def _probabilities(p: Problem, x: Array) -> Totals:
+    """Do a problem whose rows are probabilities, or their logarithms."""
+    checked = _scan(p)
+    if checked.bad_row >= 0:
+        return checked
+    rows = np.arange(p.n_rows)
+    s = _sample_weight(p)
+    ignored = (s == 0) | _ignored(p)
+    if p.dense is not None:
+        q = p.target_scale * p.dense.astype(np.float64) * (1 if p.class_weight is None else p.class_weight)
+    else:
+        q = np.zeros(x.shape)
+        y = np.where(ignored, 0, p.labels).astype(np.intp)
+        q[rows, y] = p.target_scale * (1 if p.class_weight is None else p.class_weight[y])
+    if p.class_vector is not None:
+        q += p.class_vector
+    q *= s[:, None]
+    q[ignored] = 0
+
+    kept = np.clip(x, p.clip, 1 - p.clip) if p.clip else x
+    if p.kind is Kind.LOG_PROBABILITIES:
+        terms = q * -x
+        slope = np.where(np.isnan(x), x, -1)
+    elif p.kind is Kind.PROBABILITIES:
+        terms = q * -np.log(kept)
+        slope = np.where(kept == x, -1 / x, kept - kept)
+    elif p.kind is Kind.KL:
+        terms = q * _log_ratio(q, x)
+    else:
+        terms = _jensen_shannon(q, np.where(x >= 0, x, np.nan).astype(np.float64))
+    if p.kind is not Kind.JS:
+        terms = np.where(q > 0, terms, 0)
+    loss = terms.sum(axis=1)
+    out = None
+    if p.output is Output.GRAD:
+        out = np.where(q > 0, _row_scale(p)[:, None] * q * slope, 0)
+    return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
+
+
+def _log_ratio(a: Array, b: Array) -> Array:
+    """Return log(a / b); nearly equal numbers keep the digits of their difference."""
+    near = abs(a - b) < b / 2
+    return np.where(near, np.log1p((a - b) / b), np.log(a) - np.log(b))
+
+
+def _jensen_shannon(a: Array, b: Array) -> Array:
+    """Return (a log(2a / (a + b)) + b log(2b / (a + b))) / 2 by d = |a - b| / (a + b)."""
+    d = np.where(a + b == 0, 0, abs(a - b) / (a + b))
+    near = d * np.log1p(2 * d / (1 - d)) + np.log1p(-d * d)
+    far = (1 + d) * np.log1p(d) + np.where(d == 1, 0, (1 - d) * np.log1p(-d))
+    return (a + b) / 4 * np.where(d > 0.5, far, near)
+
+
+def _elements(p: Problem, x: Array) -> Totals:
+    """Do a problem of an element-wise kind, whose rows are elements."""
+    checked = _scan(p)
+    if checked.bad_row >= 0 or p.dense is None:
+        return checked
+    s = _sample_weight(p)
+    weight = s * (1 if p.factor is None else p.factor.astype(np.float64))
+    t = p.dense[:, 0].astype(p.real)
+    if p.kind is Kind.SQUARES:
+        loss, slope = (x - t) ** 2, 2 * (x - t)
+    else:
+        spread = 0 if p.class_vector is None else p.class_vector[0]
+        on = p.positive * (p.target_scale * t.astype(np.float64) + spread)
+        on *= 1 if p.positive_weight is None else p.positive_weight.astype(np.float64)
+        off = p.negative * (p.target_scale * (1 - t.astype(np.float64)) + spread)
+        loss, slope = (_binary_logits if p.kind is Kind.BINARY_LOGITS else _binary_probabilities)(p, x, on, off)
+    loss = np.where(s == 0, 0, _weighed(weight, loss))
+    out = None
+    if p.output is Output.GRAD:
+        out = np.where(s == 0, 0, _row_scale(p) * _weighed(weight, slope))
+    return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
+
+
+def _binary_logits(p: Problem, x: Array, on: Array, off: Array) -> tuple[Array, Array]:
+    e = np.exp(-abs(x))
+    up, down = np.log1p(e) + np.maximum(x, 0), np.log1p(e) + np.maximum(-x, 0)  # softplus(x), softplus(-x)
+    larger, smaller = 1 / (1 + e), e / (1 + e)
+    share, rest = np.where(x > 0, larger, smaller), np.where(x > 0, smaller, larger)  # sigmoid(x), sigmoid(-x)
+    if p.gamma:
+        on, off = on * np.exp(-p.gamma * up), off * np.exp(-p.gamma * down)
+        share, rest = share + p.gamma * _weighed(rest, up), rest + p.gamma * _weighed(share, down)
+    return _weighed(on, down) + _weighed(off, up), off * share - on * rest
+
+
+def _binary_probabilities(p: Problem, x: Array, on: Array, off: Array) -> tuple[Array, Array]:
+    kept = np.clip(x, p.clip, 1 - p.clip) if p.clip else x
+    sound = (kept >= 0) & (kept <= 1)
+    loss = np.where(sound, _weighed(on, -np.log(kept)) + _weighed(off, -np.log1p(-kept)), np.nan)
+    slope = _weighed(off, 1 / (1 - kept)) - _weighed(on, 1 / kept)
+    return loss, np.where(sound, np.where(kept == x, slope, 0), np.nan)
+
+
+def _weighed(coefficient: Array, cost: Array) -> Array:
+    """Return the product, 0 where the coefficient is, whatever the cost."""
+    return np.where(coefficient == 0, 0, coefficient * cost)
+
+
+def _row_scale(p: Problem) -> Array:
+    """Return what the derivative of each row's loss is multiplied by."""
+    scale = np.full(p.n_rows, p.grad_scale)
+    return scale if p.grad_output is None else scale * p.grad_output.astype(np.float64)
 
 
 def variants() -> tuple[str, ...]:
@@ -145,6 +259,8 @@ def _as_rows(p: Problem) -> Problem:
         dense=None if p.dense is None else p.dense.reshape(p.n_rows, p.n_classes),
         sample_weight=flat(p.sample_weight),
         grad_output=flat(p.grad_output),
+        positive_weight=flat(p.positive_weight),
+        factor=flat(p.factor),
     )
 
 

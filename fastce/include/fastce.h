@@ -1,4 +1,4 @@
-/* fastce: stable softmax cross entropy over large batches, as plain C.
+/* fastce: stable softmax cross entropy and its relatives over large batches, as plain C.
  *
  * One record describes a call, two functions carry it out. Every function takes its thread count, keeps no state and
  * leaves no allocation behind. Python is one client of this header. The mathematics is in the documentation of
@@ -58,10 +58,25 @@ typedef enum fastce_output {
 
 typedef enum fastce_target {
     FASTCE_NO_TARGET = 0,
-    FASTCE_LABELS, /* target holds one integer a row */
+    FASTCE_LABELS, /* target holds one integer a row; not for element-wise kinds, nor for divergences */
     FASTCE_DENSE,  /* target has the shape of the logits */
     FASTCE_TARGET_COUNT
 } fastce_target;
+
+/* What `logits` holds, and so what the loss of a row is made of. The binary kinds and squares are element-wise: each
+ * element is a row of one class, with a dense target t, and q = target_scale * t + class_vector_0 stands for it. */
+typedef enum fastce_kind {
+    FASTCE_LOGITS = 0,        /* softmax cross entropy: sum of q_k * (lse - x_k), and the z term */
+    FASTCE_LOG_PROBABILITIES, /* sum of q_k * -x_k */
+    FASTCE_PROBABILITIES,     /* sum of q_k * -log(x_k) */
+    FASTCE_KL,                /* divergence of a dense target from x: sum of q_k * log(q_k / x_k) */
+    FASTCE_JS,                /* of a dense target and x: half of both their divergences from their mean */
+    FASTCE_BINARY_LOGITS,     /* positive * q * f(-x) * softplus(-x) + negative * (1 - q) * f(x) * softplus(x), with
+                                 f(x) = sigmoid(x)^gamma */
+    FASTCE_BINARY_PROBABILITIES, /* positive * q * -log(x) + negative * (1 - q) * -log(1 - x) */
+    FASTCE_SQUARES,              /* (x - t)^2 */
+    FASTCE_KIND_COUNT
+} fastce_kind;
 
 /* An array seen through the positions of the problem: data is NULL where there is none. Strides are in bytes and may be
  * zero or negative; class_stride is not read for arrays without a class axis. */
@@ -76,7 +91,7 @@ typedef struct fastce_array {
 /* Rows are numbered in C order of shape. For a row with sample weight s (1 without sample_weight),
  *     labels   q_k = s * (target_scale * class_weight_k * [k = label] + class_vector_k)
  *     dense    q_k = s * (target_scale * class_weight_k * target_k    + class_vector_k)
- * and z = s * z_loss. A row whose label is ignore_index, or whose sample weight is 0, is ignored: its logits are not
+ * and z = s * z_loss, the loss of an element-wise kind being multiplied by s * factor in all. A row whose label is ignore_index, or whose sample weight is 0, is ignored: its logits are not
  * read, its row value and its gradient are 0. */
 typedef struct fastce_problem {
     fastce_output output;
@@ -97,6 +112,13 @@ typedef struct fastce_problem {
     int32_t has_ignore_index;
     int64_t ignore_index; /* for U64 labels, the bits of the unsigned value */
     void *row_values;     /* contiguous, optional but for LSE; double for F64 logits, else float */
+    fastce_kind kind;     /* other than LOGITS: output LOSS or GRAD, for divergences LOSS */
+    double clip;          /* probabilities are taken as at least this and at most 1 - clip; 0 for none */
+    double gamma;         /* of BINARY_LOGITS */
+    double positive;      /* of the binary kinds, where positive_weight multiplies it */
+    double negative;
+    fastce_array factor;          /* any dtype, optional, of element-wise kinds: a weight that totals.weight leaves out */
+    fastce_array positive_weight; /* any dtype, optional, of BINARY_LOGITS */
 } fastce_problem;
 
 typedef struct fastce_totals {

@@ -30,6 +30,13 @@ static real lse_of_special(const fastce_array *a, const char *row, int64_t n_cla
     return lse;
 }
 
+static void add_lane_sums(chunk_state *state, const lane_sums *total) {
+    for (int j = 0; j < LANES; j++) {
+        add_exactly(&state->loss[j], &state->lost[j], total->sum[j]);
+        if (sizeof(real) == sizeof(double)) state->lost[j] += total->lost[j];
+    }
+}
+
 /* mass of plain rows is their labels', without distance or z. */
 static void finish(const task *t, const rows *r, results *s, bool plain, chunk_state *state) {
     const fastce_problem *q = t->problem;
@@ -66,19 +73,16 @@ static void finish(const task *t, const rows *r, results *s, bool plain, chunk_s
         for (int64_t i = 0; i < r->count; i++)
             if (s->value[i] != s->value[i])
                 s->value[i] = lse_of_special(&q->logits, r->logits + row_of(r, i) * r->logits_step, q->n_classes);
-    for (int j = 0; j < LANES; j++) {
-        add_exactly(&state->loss[j], &state->lost[j], total.sum[j]);
-        if (sizeof(real) == sizeof(double)) state->lost[j] += total.lost[j];
-    }
+    add_lane_sums(state, &total);
 }
 
-static void write_values(const rows *r, const results *s) {
+static void write_values(const rows *r, const real *value) {
     if (!r->values) return;
     if (r->consecutive) {
-        memcpy(r->values + r->first * (ptrdiff_t)sizeof(real), s->value, (size_t)r->count * sizeof(real));
+        memcpy(r->values + r->first * (ptrdiff_t)sizeof(real), value, (size_t)r->count * sizeof(real));
     } else {
         for (int64_t i = 0; i < r->count; i++)
-            memcpy(r->values + row_of(r, i) * (ptrdiff_t)sizeof(real), &s->value[i], sizeof(real));
+            memcpy(r->values + row_of(r, i) * (ptrdiff_t)sizeof(real), &value[i], sizeof(real));
     }
 }
 

@@ -44,19 +44,11 @@ static INLINE real exp_one(real x) {
     return first_lane(v);
 }
 
-/* log(1 + r) for n vectors of 0 <= r <= LARGEST_SHIFTED_SUM, NaN for NaN. Error below 1 ULP, relative: a small r comes back.
- *   1. 1 + r = 2^e (1 + f) with 1 + f in [1/sqrt 2, sqrt 2); f = r 2^-e + (2^-e - 1) is r itself where e = 0
- *   2. s = f / (2 + f); log(1 + f) = f - f^2/2 + s (f^2/2 + s^2 P(s^2)) */
-static INLINE void log1p_vectors(vec *x, int count) {
+/* log(2^e (1 + f)) with 1 + f in [1/sqrt 2, sqrt 2), in f. Error below 1 ULP, relative.
+ *   s = f / (2 + f); log(1 + f) = f - f^2/2 + s (f^2/2 + s^2 P(s^2)) */
+static INLINE void log_scaled(vec *f, const vec *e, int count) {
     enum { TERMS = sizeof log_coefficients / sizeof *log_coefficients };
-    const vec one = v_set1(1), implicit_one = v_set1((real)((real_bits)1 << MANTISSA_BITS));
-    vec e[4], f[4], s[4], z[4], p[4], half_square[4];
-    for (int j = 0; j < count; j++) {
-        ivec field = i_from_exponent(v_bits(v_mul(v_add(x[j], one), v_set1(SQRT_2))));
-        vec scale = v_from_bits(i_to_exponent(i_sub(i_set1(2 * EXPONENT_BIAS), field)));
-        e[j] = v_sub(v_from_bits(i_or(field, v_bits(implicit_one))), v_add(implicit_one, v_set1(EXPONENT_BIAS)));
-        f[j] = v_fma(x[j], scale, v_sub(scale, one));
-    }
+    vec s[4], z[4], p[4], half_square[4];
     for (int j = 0; j < count; j++) s[j] = v_div(f[j], v_add(v_set1(2), f[j]));
     for (int j = 0; j < count; j++) z[j] = v_mul(s[j], s[j]);
     for (int j = 0; j < count; j++) half_square[j] = v_mul(v_set1((real)0.5), v_mul(f[j], f[j]));
@@ -65,7 +57,47 @@ static INLINE void log1p_vectors(vec *x, int count) {
         for (int j = 0; j < count; j++) p[j] = v_fma(p[j], z[j], v_set1(log_coefficients[i]));
     for (int j = 0; j < count; j++) {
         vec low = v_fma(s[j], v_fma(p[j], z[j], half_square[j]), v_mul(e[j], v_set1(LN2_LOW)));
-        x[j] = v_fma(e[j], v_set1(LN2_HIGH), v_sub(f[j], v_sub(half_square[j], low)));
+        f[j] = v_fma(e[j], v_set1(LN2_HIGH), v_sub(f[j], v_sub(half_square[j], low)));
+    }
+}
+
+/* e of a normal x = 2^e (1 + f), and 2^-e. */
+static INLINE vec exponent_of(vec x, vec *scale) {
+    const vec implicit_one = v_set1((real)((real_bits)1 << MANTISSA_BITS));
+    ivec field = i_from_exponent(v_bits(v_mul(x, v_set1(SQRT_2))));
+    *scale = v_from_bits(i_to_exponent(i_sub(i_set1(2 * EXPONENT_BIAS), field)));
+    return v_sub(v_from_bits(i_or(field, v_bits(implicit_one))), v_add(implicit_one, v_set1(EXPONENT_BIAS)));
+}
+
+/* log(1 + r) for n vectors of -1 < r <= LARGEST_SHIFTED_SUM, NaN for NaN: a small r comes back.
+ * f = r 2^-e + (2^-e - 1) is r itself where e = 0. */
+static INLINE void log1p_vectors(vec *x, int count) {
+    const vec one = v_set1(1);
+    vec e[4], scale;
+    for (int j = 0; j < count; j++) {
+        e[j] = exponent_of(v_add(x[j], one), &scale);
+        x[j] = v_fma(x[j], scale, v_sub(scale, one));
+    }
+    log_scaled(x, e, count);
+}
+
+/* log(x) for n vectors: -inf at 0, NaN below it and for NaN. f = x 2^-e - 1 is exact. */
+static INLINE void log_vectors(vec *x, int count) {
+    const vec one = v_set1(1), zero = v_set1(0), infinity = v_set1(INFINITY);
+    const vec far = v_set1(FAR), steps = v_set1(FAR_EXPONENT);
+    vec e[4], f[4], scale;
+    for (int j = 0; j < count; j++) {
+        const mask low = v_gt(v_div(one, far), x[j]), high = v_gt(x[j], far);
+        vec near = v_select(low, v_mul(x[j], far), v_select(high, v_div(x[j], far), x[j]));
+        e[j] = exponent_of(near, &scale);
+        f[j] = v_fma(near, scale, v_set1(-1));
+        e[j] = v_add(e[j], v_select(low, v_sub(zero, steps), v_select(high, steps, zero)));
+    }
+    log_scaled(f, e, count);
+    for (int j = 0; j < count; j++) {
+        vec special = v_select(v_eq(x[j], zero), v_sub(zero, infinity), v_sub(infinity, infinity));
+        special = v_select(v_eq(x[j], infinity), infinity, special);
+        x[j] = v_select(v_gt(x[j], zero), v_select(v_gt(infinity, x[j]), f[j], special), special);
     }
 }
 

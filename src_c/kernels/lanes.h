@@ -503,7 +503,7 @@ static int64_t visit_lanes(const task *t, rows *r, chunk_state *state, char *scr
         all_sound = reduce_by_label(t, r, &a, &w, direct);
     }
     finish(t, r, &a.s, t->plain && all_sound, state);
-    write_values(r, &a.s);
+    write_values(r, a.s.value);
     if (t->problem->out.data) write_lanes(t, r, &a, &w, state, direct, neighbours && t->out_direct, all_sound);
     state->outgoing = w.outgoing;
     return -1;

@@ -30,3 +30,6 @@ static const real log_coefficients[] = {0x1.55555cp-1f, 0x1.997b96p-2f, 0x1.2f01
 /* A few binades above the smallest normal number, and about one over LARGEST_SHIFTED_SUM. */
 #define SMALLEST_FACTOR 0x1p-120
 #define LOWERED 0x1p-100
+/* A power of two: numbers beyond it, or below its inverse, are scaled by it before their exponent is looked at. */
+#define FAR 0x1p64f
+enum { FAR_EXPONENT = 64 };

@@ -29,3 +29,6 @@ static const real log_coefficients[] = {
 /* A few binades above the smallest normal number, and about one over LARGEST_SHIFTED_SUM. */
 #define SMALLEST_FACTOR 0x1p-1016
 #define LOWERED 0x1p-960
+/* A power of two: numbers beyond it, or below its inverse, are scaled by it before their exponent is looked at. */
+#define FAR 0x1p512
+enum { FAR_EXPONENT = 512 };

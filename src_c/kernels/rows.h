@@ -583,7 +583,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
     flush_stage(t, r, &s, &w, r->count, state, &o, storage);
     state->outgoing = o;
     finish(t, r, &s, plain, state);
-    write_values(r, &s);
+    write_values(r, s.value);
     return -1;
 }
 

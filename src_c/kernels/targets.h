@@ -89,6 +89,24 @@ static void fill_grad_scale(const fastce_problem *q, const char *p, ptrdiff_t st
     r->scaled = true;
 }
 
+/* Factors and positive weights of elements; returns the index of the first that is not acceptable, or -1. */
+static int64_t load_factors(const fastce_problem *q, const char *const at[], const ptrdiff_t step[], rows *r) {
+    double factor[VISIT_ROWS];
+    bool ignored = false;
+    int64_t bad = -1;
+    if (q->positive_weight.data)
+        bad = check_weights(&q->positive_weight, at[POSITIVE_WEIGHT], step[POSITIVE_WEIGHT], r->count, r->positive,
+                            &ignored);
+    if (q->factor.data) {
+        int64_t bad_factor =
+            check_weights(&q->factor, at[FACTOR], step[FACTOR], bad < 0 ? r->count : bad, factor, &ignored);
+        if (bad_factor >= 0) return bad_factor;
+        for (int64_t i = 0; i < r->count && bad < 0; i++) r->label_mass[i] = r->weight[i] * factor[i];
+        r->uniform = false;
+    }
+    return bad;
+}
+
 /* Fills label, label_mass, weight and grad_scale of count rows and adds their weights; returns the index of the first row
  * whose label or sample weight is not acceptable, or -1. */
 static int64_t load_targets(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count, rows *r,
@@ -117,7 +135,7 @@ static int64_t load_targets(const task *t, const char *const at[], const ptrdiff
         sums->weight += (double)count; /* exact beside other counts */
     }
     if (q->output == FASTCE_GRAD) fill_grad_scale(q, at[GRAD_OUTPUT], step[GRAD_OUTPUT], r);
-    return -1;
+    return t->elements ? load_factors(q, at, step, r) : -1;
 }
 
 /* Whether n neighbours are finite and not negative, by their bits: only -0 has the sign and is neither. */
@@ -153,9 +171,10 @@ static bool all_are_masses(const char *p, int64_t n, fastce_dtype dtype) {
 static int64_t first_bad_dense_row(const task *t, const char *dense, ptrdiff_t step, int64_t count) {
     const fastce_array *a = &t->problem->target;
     int64_t classes = t->problem->n_classes;
-    double largest = t->problem->logits.dtype == FASTCE_F64 ? DBL_MAX : FLT_MAX; /* of the arithmetic */
-    if (a->dtype == FASTCE_BOOL || (a->dtype >= FASTCE_U8 && a->dtype <= FASTCE_U64)) return -1;
-    const bool neighbours = dtype_is_floating(a->dtype) && a->class_stride == dtype_size(a->dtype) &&
+    const double largest = t->largest_target;
+    if (t->problem->kind == FASTCE_SQUARES || a->dtype == FASTCE_BOOL) return -1;
+    if (largest > 1 && a->dtype >= FASTCE_U8 && a->dtype <= FASTCE_U64) return -1;
+    const bool neighbours = largest > 1 && dtype_is_floating(a->dtype) && a->class_stride == dtype_size(a->dtype) &&
                             !a->byte_swapped && dtype_size(a->dtype) <= (int)sizeof(real);
     for (int64_t i = 0; i < count; i++) {
         if (neighbours && all_are_masses(dense + i * step, classes, a->dtype)) continue;

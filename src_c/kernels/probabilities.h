@@ -1,0 +1,227 @@
+/* Losses of rows of probabilities, or of their logarithms, which are taken as given; and divergences between two rows.
+ *     loss = sum over q_k > 0 of q_k c(x_k),  c(x) = -x, -log(x), log(q / x): a q_k of 0 wins over infinity
+ * Labels alone touch one class a row; a class vector or a dense target passes over the row, block by block. */
+
+typedef struct probability_scratch {
+    real x[BLOCK_CLASSES + GROUP], q[BLOCK_CLASSES + GROUP], out[BLOCK_CLASSES + GROUP];
+} probability_scratch;
+
+static size_t probabilities_scratch_bytes(const task *t) {
+    (void)t;
+    return sizeof(probability_scratch);
+}
+
+/* What mass on a class costs; its derivative is -1 for log-probabilities, else -1 / x, and 0 where x was clipped. */
+static INLINE void costs(const fastce_problem *q, vec *x, int count) {
+    const vec zero = v_set1(0);
+    if (q->kind == FASTCE_PROBABILITIES) {
+        if (q->clip > 0)
+            for (int j = 0; j < count; j++) x[j] = clipped(x[j], v_set1((real)q->clip), v_set1((real)(1 - q->clip)));
+        log_vectors(x, count);
+    }
+    for (int j = 0; j < count; j++) x[j] = v_sub(zero, x[j]);
+}
+
+static INLINE vec cost_slope(const fastce_problem *q, vec x) {
+    const vec minus_one = v_set1(-1);
+    if (q->kind != FASTCE_PROBABILITIES) return v_select(v_eq(x, x), minus_one, x);
+    vec slope = v_div(minus_one, x);
+    if (q->clip > 0) {
+        const vec kept = clipped(x, v_set1((real)q->clip), v_set1((real)(1 - q->clip)));
+        slope = v_select(v_eq(kept, x), slope, v_sub(kept, kept));
+    }
+    return slope;
+}
+
+/* log(a / b) for a, b >= 0 without cancellation: log1p of how much the larger exceeds the smaller, in units of it. */
+static INLINE vec log_ratio(vec a, vec b) {
+    const vec zero = v_set1(0), larger = v_max(a, b), smaller = v_min(a, b);
+    vec near = v_div(v_sub(larger, smaller), smaller);
+    const mask is_far = v_gt(near, v_set1((real)LARGEST_SHIFTED_SUM));
+    vec logs[2] = {larger, smaller};
+    near = v_select(is_far, zero, near);
+    log1p_vectors(&near, 1);
+    if (v_any(is_far)) {
+        log_vectors(logs, 2);
+        near = v_select(is_far, v_sub(logs[0], logs[1]), near);
+    }
+    return v_select(v_gt(b, a), v_sub(zero, near), near);
+}
+
+/* Half of a log(2a / (a + b)) + b log(2b / (a + b)), by d = |a - b| / (a + b): the sum of two logarithms where one of
+ * them rules, else d log((1 + d) / (1 - d)) + log(1 - d^2), which is of the order of d^2 as both of its terms are. */
+static INLINE vec jensen_shannon(vec a, vec b) {
+    const vec zero = v_set1(0), one = v_set1(1), half = v_set1((real)0.5);
+    const vec sum = v_add(a, b), apart = v_sub(v_max(a, b), v_min(a, b));
+    const vec d = v_select(v_eq(sum, zero), zero, v_div(apart, sum));
+    const mask is_far = v_gt(d, half);
+    const vec both = v_select(is_far, half, d);
+    vec logs[4] = {v_div(v_add(both, both), v_sub(one, both)), v_sub(zero, v_mul(both, both)), d,
+                   v_select(v_eq(d, one), zero, v_sub(zero, d))};
+    log1p_vectors(logs, 4);
+    const vec near = v_fma(both, logs[0], logs[1]);
+    const vec far = v_fma(v_add(one, d), logs[2], v_mul(v_sub(one, d), logs[3]));
+    return v_mul(v_mul(half, v_mul(half, sum)), v_select(is_far, far, near));
+}
+
+static INLINE vec divergence(const fastce_problem *q, vec target, vec x) {
+    const vec zero = v_set1(0);
+    const vec sound = v_select(v_eq(v_max(x, zero), x), x, v_set1(NAN));
+    if (q->kind == FASTCE_KL) return weighed(target, v_add(log_ratio(target, x), v_sub(sound, sound)));
+    return v_add(jensen_shannon(target, x), v_sub(sound, sound));
+}
+
+/* The sum of q_k c(x_k) over a block. */
+static INLINE double block_cost(const fastce_problem *q, block b, const real *target, fastce_dtype storage) {
+    enum { GROUPS_A_FLUSH = 4 };
+    const ptrdiff_t size = storage_size(storage);
+    const vec zero = v_set1(0);
+    const bool diverges = q->kind == FASTCE_KL || q->kind == FASTCE_JS;
+    wide sums = w_zero();
+    vec sum[4];
+    for (int j = 0; j < 4; j++) sum[j] = zero;
+    for (int64_t i = 0, groups = 1; i < b.n; i += GROUP, groups++) {
+        vec x[4], mass[4];
+        for (int j = 0; j < 4; j++) {
+            int64_t at = i + j * LANES, n = b.n - at;
+            mass[j] = n >= LANES ? v_load(target + at) : n <= 0 ? zero : v_load_first(target + at, n, zero);
+            x[j] = n >= LANES ? load(b.p + at * size, storage)
+                   : n <= 0   ? zero
+                              : load_first(b.p + at * size, n, 0, storage);
+        }
+        prefetch(b.p + i * size + AHEAD_BYTES, GROUP * size);
+        if (diverges) {
+            for (int j = 0; j < 4; j++) sum[j] = v_add(sum[j], divergence(q, mass[j], x[j]));
+        } else {
+            costs(q, x, 4);
+            for (int j = 0; j < 4; j++) sum[j] = v_add(sum[j], weighed(mass[j], x[j]));
+        }
+        if (groups % GROUPS_A_FLUSH == 0) flush(&sums, sum);
+    }
+    return w_total(w_add(sums, four_in_one(sum)));
+}
+
+/* The derivative over a block, scaled. */
+static INLINE void block_slopes(const fastce_problem *q, block b, const real *target, real scale, real *out,
+                                fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    for (int64_t i = 0; i < b.n; i += LANES) {
+        int64_t n = b.n - i;
+        vec x = n >= LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, n, 1, storage);
+        vec mass = n >= LANES ? v_load(target + i) : v_load_first(target + i, n, v_set1(0));
+        v_store(out + i, v_mul(v_set1(scale), weighed(mass, cost_slope(q, x))));
+    }
+}
+
+/* Where an array's classes are vectors' neighbours its elements are loaded in place. */
+static INLINE bool classes_are_direct(const fastce_array *a) {
+    return a->class_stride == dtype_size(a->dtype) && !a->byte_swapped && dtype_is_vector(a->dtype);
+}
+
+static void write_slope_block(const task *t, char *out, int64_t first, const real *slope, int64_t n) {
+    const fastce_array *a = &t->problem->out;
+    char *to = out + first * a->class_stride;
+    if (classes_are_direct(a))
+        narrow_as(to, slope, n, a->dtype, t->stream);
+    else
+        scatter(to, a->class_stride, slope, n, a->dtype, a->byte_swapped);
+}
+
+/* q_k / s of a block but for the label's: NULL where all are 0, or where a dense target is not acceptable. */
+static INLINE const real *masses_of_block(const task *t, const char *dense, int64_t first, int64_t n,
+                                          probability_scratch *w) {
+    if (t->problem->target_kind == FASTCE_DENSE) return get_dense_block(t, dense, first, n, w->q);
+    return t->q_vector ? (const real *)t->q_vector + first : NULL;
+}
+
+/* The sum over a row but for its label, s left out; false where its dense target is not acceptable. */
+static INLINE bool row_cost(const task *t, const char *row, const char *dense, probability_scratch *w, bool direct,
+                            fastce_dtype storage, double *cost) {
+    const fastce_problem *q = t->problem;
+    double sum = 0, lost = 0;
+    *cost = 0;
+    if (!t->q_vector && q->target_kind != FASTCE_DENSE) return true;
+    for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
+        block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
+        const real *masses = masses_of_block(t, dense, first, b.n, w);
+        if (!masses) return false;
+        add_exactly(&sum, &lost, block_cost(q, b, masses, storage));
+    }
+    *cost = fabs(sum) <= DBL_MAX ? sum + lost : sum;
+    return true;
+}
+
+static INLINE void write_slope_row(const task *t, const rows *r, int64_t i, real at_label, probability_scratch *w,
+                                   bool direct, fastce_dtype storage) {
+    const fastce_problem *q = t->problem;
+    const char *row = r->logits + row_of(r, i) * r->logits_step, *dense = r->dense + row_of(r, i) * r->dense_step;
+    char *out = r->out + row_of(r, i) * r->out_step;
+    const real scale = (real)(r->grad_scale[i] * r->weight[i]);
+    const int64_t label = r->label[i];
+    for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
+        block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
+        const real *masses = r->weight[i] == 0 ? NULL : masses_of_block(t, dense, first, b.n, w);
+        if (masses)
+            block_slopes(q, b, masses, scale, w->out, storage);
+        else
+            memset(w->out, 0, (size_t)b.n * sizeof(real));
+        if ((uint64_t)(label - first) < (uint64_t)b.n) w->out[label - first] += at_label;
+        write_slope_block(t, out, first, w->out, b.n);
+    }
+}
+
+/* The label's part of the rows of a visit: its cost, and its slope. */
+static void label_parts(const task *t, const rows *r, real *cost, real *slope) {
+    const fastce_array *a = &t->problem->logits;
+    for (int64_t i = 0; i < VISIT_ROWS; i++) slope[i] = 1;
+    for (int64_t i = 0; i < r->count; i++)
+        if (r->label[i] >= 0)
+            gather(&slope[i], r->logits + row_of(r, i) * r->logits_step + r->label[i] * a->class_stride, 0, 1, a->dtype,
+                   a->byte_swapped);
+    for (int64_t i = 0; i < r->count; i += LANES) {
+        vec x = v_load(slope + i), c = x;
+        costs(t->problem, &c, 1);
+        v_store(cost + i, c);
+        v_store(slope + i, cost_slope(t->problem, x));
+    }
+}
+
+static INLINE int64_t visit_probabilities_as(const task *t, rows *r, chunk_state *state, probability_scratch *w,
+                                             bool direct, fastce_dtype storage) {
+    const fastce_problem *q = t->problem;
+    real cost[VISIT_ROWS], slope[VISIT_ROWS];
+    lane_sums total;
+    label_parts(t, r, cost, slope);
+    for (int64_t i = 0; i < r->count; i++) {
+        const char *row = r->logits + row_of(r, i) * r->logits_step, *dense = r->dense + row_of(r, i) * r->dense_step;
+        double sum = 0;
+        if (r->weight[i] != 0 && !row_cost(t, row, dense, w, direct, storage, &sum)) return i;
+        const bool labelled = r->label[i] >= 0 && r->label_mass[i] != 0;
+        if (q->out.data) {
+            real at_label = labelled ? (real)(r->grad_scale[i] * r->label_mass[i]) * slope[i] : 0;
+            write_slope_row(t, r, i, at_label, w, direct, storage);
+        }
+        double value = r->weight[i] == 0 ? 0 : r->weight[i] * sum;
+        if (labelled) value += r->label_mass[i] * (double)cost[i];
+        cost[i] = (real)value;
+    }
+    v_clear(total.sum, total.lost);
+    for (int64_t i = 0; i < r->count; i += LANES) {
+        int64_t n = r->count - i;
+        v_accumulate(total.sum, total.lost, n < LANES ? v_load_first(cost + i, n, v_set1(0)) : v_load(cost + i));
+    }
+    add_lane_sums(state, &total);
+    write_values(r, cost);
+    return -1;
+}
+
+static int64_t visit_probabilities(const task *t, rows *r, chunk_state *state, char *scratch) {
+    const fastce_array *a = &t->problem->logits;
+    probability_scratch *w = (probability_scratch *)scratch;
+    const bool direct = classes_are_direct(a);
+#ifdef REAL_HAS_HALVES
+    if (direct && a->dtype == FASTCE_F16) return visit_probabilities_as(t, r, state, w, true, FASTCE_F16);
+    if (direct && a->dtype == FASTCE_BF16) return visit_probabilities_as(t, r, state, w, true, FASTCE_BF16);
+#endif
+    return visit_probabilities_as(t, r, state, w, direct, real_dtype());
+}
