@@ -10,9 +10,10 @@ typedef struct element_group {
     vec value[4], slope[4];
 } element_group;
 
+/* plain: no smoothing, no positive weight, a = b = 1; focal: gamma is not 0; clips: probabilities are clipped. */
 typedef struct element_options {
     vec scale, spread, negative, gamma, lowest, highest; /* t' = scale * t + spread; b; limits of probabilities */
-    bool focal, clips;
+    bool plain, focal, clips;
 } element_options;
 
 static element_options options_of(const fastce_problem *q) {
@@ -24,6 +25,7 @@ static element_options options_of(const fastce_problem *q) {
         .gamma = v_set1((real)q->gamma),
         .lowest = v_set1((real)q->clip),
         .highest = v_set1((real)(1 - q->clip)),
+        .plain = !q->class_vector && !q->positive_weight.data && q->positive == 1 && q->negative == 1,
         .focal = q->gamma != 0,
         .clips = q->clip > 0,
     };
@@ -35,33 +37,37 @@ static INLINE vec weighed(vec coefficient, vec cost) {
     return v_select(v_eq(coefficient, zero), zero, v_mul(coefficient, cost));
 }
 
-static INLINE void coefficients(const element_group *g, const element_options *o, vec *on, vec *off) {
+static INLINE void coefficients(const element_group *g, const element_options *o, bool plain, vec *on, vec *off) {
     const vec one = v_set1(1);
-    for (int j = 0; j < 4; j++) on[j] = v_mul(g->positive[j], v_fma(o->scale, g->target[j], o->spread));
-    for (int j = 0; j < 4; j++)
-        off[j] = v_mul(o->negative, v_fma(o->scale, v_sub(one, g->target[j]), o->spread));
+    for (int j = 0; j < 4; j++) {
+        on[j] = g->target[j];
+        off[j] = v_sub(one, g->target[j]);
+        if (plain) continue;
+        on[j] = v_mul(g->positive[j], v_fma(o->scale, on[j], o->spread));
+        off[j] = v_mul(o->negative, v_fma(o->scale, off[j], o->spread));
+    }
 }
 
-static INLINE void binary_logits(element_group *g, const element_options *o, bool slopes, bool focal) {
+/* guarded: some x may be infinite. */
+static INLINE void binary_logits(element_group *g, const element_options *o, bool slopes, bool plain, bool guarded) {
     const vec zero = v_set1(0), one = v_set1(1);
     vec e[4], log_total[4], up[4], down[4], on[4], off[4], share[4], rest[4];
-    coefficients(g, o, on, off);
+    coefficients(g, o, plain, on, off);
     for (int j = 0; j < 4; j++) e[j] = v_sub(zero, v_max(g->x[j], v_sub(zero, g->x[j])));
     exp_vectors(e, 4);
     for (int j = 0; j < 4; j++) log_total[j] = e[j];
     log1p_vectors(log_total, 4);
     for (int j = 0; j < 4; j++) { /* softplus(x) and softplus(-x) */
         up[j] = v_add(log_total[j], v_max(zero, g->x[j]));
-        down[j] = v_add(log_total[j], v_max(zero, v_sub(zero, g->x[j])));
+        down[j] = v_sub(log_total[j], v_min(zero, g->x[j]));
     }
-    if (slopes) /* sigmoid(x) and sigmoid(-x) */
-        for (int j = 0; j < 4; j++) {
-            vec larger = v_div(one, v_add(one, e[j])), smaller = v_mul(e[j], larger);
-            mask is_up = v_gt(g->x[j], zero);
-            share[j] = v_select(is_up, larger, smaller);
-            rest[j] = v_select(is_up, smaller, larger);
-        }
-    if (focal) {
+    for (int j = 0; j < 4 && slopes; j++) { /* sigmoid(x) and sigmoid(-x) */
+        const vec larger = v_div(one, v_add(one, e[j])), smaller = v_mul(e[j], larger);
+        const mask is_up = v_gt(g->x[j], zero);
+        share[j] = v_select(is_up, larger, smaller);
+        rest[j] = v_select(is_up, smaller, larger);
+    }
+    if (!plain && o->focal) {
         vec on_power[4], off_power[4];
         for (int j = 0; j < 4; j++) on_power[j] = v_mul(o->gamma, v_sub(zero, up[j]));
         for (int j = 0; j < 4; j++) off_power[j] = v_mul(o->gamma, v_sub(zero, down[j]));
@@ -70,14 +76,25 @@ static INLINE void binary_logits(element_group *g, const element_options *o, boo
         for (int j = 0; j < 4; j++) on[j] = v_mul(on[j], on_power[j]);
         for (int j = 0; j < 4; j++) off[j] = v_mul(off[j], off_power[j]);
         for (int j = 0; j < 4 && slopes; j++) { /* what sigmoid^gamma adds to the derivative, as if to the sigmoid */
-            vec more_off = v_mul(o->gamma, weighed(rest[j], up[j]));
+            const vec more_off = v_mul(o->gamma, weighed(rest[j], up[j]));
             rest[j] = v_fma(o->gamma, weighed(share[j], down[j]), rest[j]);
             share[j] = v_add(share[j], more_off);
         }
     }
-    for (int j = 0; j < 4; j++) g->value[j] = v_add(weighed(on[j], down[j]), weighed(off[j], up[j]));
-    for (int j = 0; j < 4 && slopes; j++)
-        g->slope[j] = v_sub(v_mul(off[j], share[j]), v_mul(on[j], rest[j]));
+    for (int j = 0; j < 4; j++) {
+        if (guarded)
+            g->value[j] = v_add(weighed(on[j], down[j]), weighed(off[j], up[j]));
+        else
+            g->value[j] = v_fma(on[j], down[j], v_mul(off[j], up[j]));
+    }
+    for (int j = 0; j < 4 && slopes; j++) g->slope[j] = v_sub(v_mul(off[j], share[j]), v_mul(on[j], rest[j]));
+}
+
+static INLINE bool any_infinite(const vec *x) {
+    const vec infinity = v_set1(INFINITY), zero = v_set1(0);
+    bool found = false;
+    for (int j = 0; j < 4; j++) found |= v_any(v_eq(v_max(x[j], v_sub(zero, x[j])), infinity));
+    return found;
 }
 
 static INLINE vec clipped(vec x, vec lowest, vec highest) { return v_max(lowest, v_min(highest, x)); }
@@ -85,7 +102,7 @@ static INLINE vec clipped(vec x, vec lowest, vec highest) { return v_max(lowest,
 static INLINE void binary_probabilities(element_group *g, const element_options *o, bool slopes) {
     const vec zero = v_set1(0), one = v_set1(1), nan = v_set1(NAN);
     vec x[4], on[4], off[4], yes[4], no[4];
-    coefficients(g, o, on, off);
+    coefficients(g, o, false, on, off);
     for (int j = 0; j < 4; j++) x[j] = o->clips ? clipped(g->x[j], o->lowest, o->highest) : g->x[j];
     for (int j = 0; j < 4; j++) yes[j] = x[j];
     log_vectors(yes, 4);
@@ -115,10 +132,10 @@ static INLINE void element_losses(const fastce_problem *q, element_group *g, con
         squares(g, slopes);
     else if (q->kind == FASTCE_BINARY_PROBABILITIES)
         binary_probabilities(g, o, slopes);
-    else if (o->focal)
-        binary_logits(g, o, slopes, true);
+    else if (o->plain && !o->focal && !any_infinite(g->x))
+        binary_logits(g, o, slopes, true, false);
     else
-        binary_logits(g, o, slopes, false);
+        binary_logits(g, o, slopes, false, true);
 }
 
 /* The elements of a visit as vectors load them, and what is made of them. */
@@ -162,16 +179,23 @@ static const real *get_elements(const fastce_array *a, const char *base, ptrdiff
 /* The first target that is not acceptable, or -1. */
 static int64_t first_bad_element(const task *t, const rows *r, const real *target) {
     const vec lowest = v_set1(0), highest = v_set1((real)t->largest_target);
-    vec good = v_set1(1);
+    vec bad = lowest;
     if (t->problem->kind == FASTCE_SQUARES) return -1;
     for (int64_t i = 0; i < r->count; i += LANES) {
         vec x = v_load(target + i);
-        good = v_select(v_eq(clipped(x, lowest, highest), x), good, lowest);
+        bad = v_select(v_eq(clipped(x, lowest, highest), x), bad, highest);
     }
-    if (!v_any(v_eq(good, lowest))) return -1;
+    if (!v_any(v_gt(bad, lowest))) return -1;
     for (int64_t i = 0; i < r->count; i++)
         if (!(target[i] >= 0 && target[i] <= t->largest_target)) return i;
     return -1;
+}
+
+/* The same for count elements from dense on. */
+static int64_t first_bad_of(const task *t, const char *dense, ptrdiff_t step, int64_t count) {
+    real room[VISIT_ROWS];
+    rows r = {.count = count, .consecutive = true};
+    return first_bad_element(t, &r, get_elements(&t->problem->target, dense, step, &r, room));
 }
 
 static void write_slopes(const task *t, const rows *r, const real *slope) {
@@ -197,8 +221,7 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
 
     const element_options o = options_of(q);
     const vec positive = v_set1((real)q->positive);
-    lane_sums total;
-    v_clear(total.sum, total.lost);
+    wide sums = w_zero();
     for (int64_t i = 0; i < r->count; i += GROUP) {
         element_group g;
         for (int j = 0; j < 4; j++) {
@@ -223,11 +246,10 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
         }
     }
     for (int64_t i = 0; i < r->count; i += LANES) {
-        vec value = v_load(w->value + i);
-        if (r->count - i < LANES) value = v_load_first(w->value + i, r->count - i, v_set1(0));
-        v_accumulate(total.sum, total.lost, value);
+        int64_t n = r->count - i;
+        sums = w_add(sums, n < LANES ? v_load_first(w->value + i, n, v_set1(0)) : v_load(w->value + i));
     }
-    add_lane_sums(state, &total);
+    add_exactly(&state->loss[0], &state->lost[0], w_total(sums));
     write_values(r, w->value);
     if (slopes) write_slopes(t, r, w->slope);
     return -1;

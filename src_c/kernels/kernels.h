@@ -37,6 +37,10 @@ static size_t scratch_bytes(const task *t) {
     return t->lanes ? lanes_scratch_bytes(t) : rows_scratch_bytes(t);
 }
 
+static int64_t first_bad_target(const task *t, const char *dense, ptrdiff_t step, int64_t count) {
+    return t->elements ? first_bad_of(t, dense, step, count) : first_bad_dense_row(t, dense, step, count);
+}
+
 static void finish_chunk(const task *t, chunk_state *state) {
     outgoing *o = &state->outgoing;
 #ifdef REAL_HAS_HALVES
@@ -47,4 +51,4 @@ static void finish_chunk(const task *t, chunk_state *state) {
     if (t->stream) v_fence();
 }
 
-#define KERNELS {visit_any, scratch_bytes, finish_chunk, load_targets, first_bad_dense_row}
+#define KERNELS {visit_any, scratch_bytes, finish_chunk, load_targets, first_bad_target}
