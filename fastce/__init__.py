@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from fastce._backends import available_backends
 from fastce._config import show_config
+from fastce._elementwise import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_grad,
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_with_grad,
+    binary_focal_loss_with_logits,
+    binary_focal_loss_with_logits_with_grad,
+    mse_loss,
+    mse_loss_with_grad,
+)
 from fastce._functions import (
     LossAndGrad,
     cross_entropy,
@@ -14,6 +24,16 @@ from fastce._functions import (
     softmax,
 )
 from fastce._pipeline import Explanation
+from fastce._probabilities import (
+    categorical_cross_entropy,
+    categorical_cross_entropy_with_grad,
+    entropy,
+    js_divergence,
+    kl_divergence,
+    log_loss,
+    nll_loss,
+    nll_loss_with_grad,
+)
 from fastce._settings import use_backend
 from fastce.errors import BackendUnavailableError
 
@@ -24,11 +44,27 @@ __all__ = [
     "Explanation",
     "LossAndGrad",
     "available_backends",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_grad",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_with_grad",
+    "binary_focal_loss_with_logits",
+    "binary_focal_loss_with_logits_with_grad",
+    "categorical_cross_entropy",
+    "categorical_cross_entropy_with_grad",
     "cross_entropy",
     "cross_entropy_with_grad",
+    "entropy",
     "explain",
+    "js_divergence",
+    "kl_divergence",
+    "log_loss",
     "log_softmax",
     "logsumexp",
+    "mse_loss",
+    "mse_loss_with_grad",
+    "nll_loss",
+    "nll_loss_with_grad",
     "show_config",
     "softmax",
     "use_backend",

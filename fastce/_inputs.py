@@ -75,8 +75,7 @@ def loss_request(
     grad_output: Any = None,
     out: Any = None,
 ) -> Request:
-    """Validate a call of cross_entropy or, by ``kind``, of its likes for probabilities; with ``gradient`` of the
-    functions that return one too."""
+    """Validate a call of cross_entropy, by ``kind`` of its likes for probabilities, with ``gradient`` of a twin."""
     name = NAMES_OF_VALUES[kind]
     given, x, axis = _values(name, logits, axis)
     positions = x.shape[:-1]
@@ -219,6 +218,72 @@ def divergence_request(kind: Kind, p: Any, q: Any, *, axis: Any, reduction: Any,
     )
     reduction = "mean" if reduction == "batchmean" else reduction
     return Request(problem, axis, reduction, denominator or None, unit, target_name="p")
+
+
+def log_loss_request(
+    y_true: Any, y_pred: Any, *, normalize: Any, sample_weight: Any, labels: Any, from_logits: Any
+) -> Request:
+    """Validate a call of log_loss: a problem of rows, or of elements where there is one prediction a sample."""
+    for name, flag in (("normalize", normalize), ("from_logits", from_logits)):
+        if not isinstance(flag, (bool, np.bool_)):
+            raise TypeError(f"{name}: expected True or False, got {_shown(flag)}")
+    given = _floating("y_pred", y_pred)
+    if given.ndim not in (1, 2):
+        raise ValueError(f"y_pred: expected shape (n, classes) or (n,), got shape {given.shape}")
+    alone = given.ndim == 1 or given.shape[1] == 1
+    if not from_logits and given.size and not (given.min() >= 0 and given.max() <= 1):
+        raise ValueError("y_pred: expected probabilities in [0, 1]; for logits give from_logits=True")
+    target = _codes(y_true, labels, given.shape, 2 if alone else given.shape[1])
+    reduction = "mean" if normalize else "sum"
+    eps = 0.0 if from_logits else float(np.finfo(given.dtype).eps if given.dtype.kind == "f" else 2.0**-7)
+    if alone:
+        return element_request(
+            given.reshape(-1),
+            target,
+            kind=Kind.BINARY_LOGITS if from_logits else Kind.BINARY_PROBABILITIES,
+            weight=None,
+            sample_weight=None if sample_weight is None else _per_row("sample_weight", sample_weight, target.shape),
+            reduction=reduction,
+            denominator=None,
+            eps=eps,
+        )
+    return loss_request(
+        given,
+        target,
+        kind=Kind.LOGITS if from_logits else Kind.PROBABILITIES,
+        axis=-1,
+        weight=None,
+        sample_weight=sample_weight,
+        ignore_index=-100,
+        label_smoothing=0.0,
+        reduction=reduction,
+        denominator=None,
+        base=None,
+        eps=eps,
+    )
+
+
+def _codes(y_true: Any, labels: Any, shape: tuple[int, ...], n_classes: int) -> Array:
+    """Return the class of each sample, by the order of the sorted labels; or the matrix that says so."""
+    truth = _array("y_true", y_true)
+    if truth.shape == shape and n_classes == shape[-1] and truth.ndim == 2:
+        return truth
+    if truth.shape != shape[:1]:
+        raise ValueError(f"y_true: expected one label for each sample, shape {shape[:1]}, got shape {truth.shape}")
+    known = np.unique(truth if labels is None else _array("labels", labels))
+    if len(known) != n_classes or len(known) < 2:
+        source = "labels" if labels is not None else "y_true; give all there are as labels="
+        raise ValueError(f"y_pred: has {n_classes} classes, and there are {len(known)} in {source}")
+    try:
+        codes = np.searchsorted(known, truth)
+    except TypeError as error:
+        raise TypeError(f"labels: cannot be compared with those of y_true: {error}") from None
+    codes = np.minimum(codes, n_classes - 1)
+    wrong = known[codes] != truth
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise ValueError(f"y_true: {_shown(truth[i].item())} at index ({i},) is not one of the labels")
+    return codes
 
 
 def map_request(output: Output, logits: Any, axis: Any, out: Any) -> Request:

@@ -137,7 +137,7 @@ def _probabilities(p: Problem, x: Array) -> Totals:
         q = p.target_scale * p.dense.astype(np.float64) * (1 if p.class_weight is None else p.class_weight)
     else:
         q = np.zeros(x.shape)
-        y = np.where(ignored, 0, p.labels).astype(np.intp)
+        y = np.where(ignored, 0, 0 if p.labels is None else p.labels).astype(np.intp)
         q[rows, y] = p.target_scale * (1 if p.class_weight is None else p.class_weight[y])
     if p.class_vector is not None:
         q += p.class_vector
