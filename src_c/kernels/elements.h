@@ -82,8 +82,9 @@ static INLINE void binary_logits(element_group *g, const element_options *o, boo
         }
     }
     for (int j = 0; j < 4; j++) {
-        if (guarded)
-            g->value[j] = v_add(weighed(on[j], down[j]), weighed(off[j], up[j]));
+        if (guarded) /* a NaN is one whatever its coefficients */
+            g->value[j] =
+                v_select(v_eq(g->x[j], g->x[j]), v_add(weighed(on[j], down[j]), weighed(off[j], up[j])), g->x[j]);
         else
             g->value[j] = v_fma(on[j], down[j], v_mul(off[j], up[j]));
     }
@@ -103,7 +104,8 @@ static INLINE void binary_probabilities(element_group *g, const element_options 
     const vec zero = v_set1(0), one = v_set1(1), nan = v_set1(NAN);
     vec x[4], on[4], off[4], yes[4], no[4];
     coefficients(g, o, false, on, off);
-    for (int j = 0; j < 4; j++) x[j] = o->clips ? clipped(g->x[j], o->lowest, o->highest) : g->x[j];
+    for (int j = 0; j < 4; j++) /* -0 becomes 0 */
+        x[j] = o->clips ? clipped(g->x[j], o->lowest, o->highest) : v_add(g->x[j], zero);
     for (int j = 0; j < 4; j++) yes[j] = x[j];
     log_vectors(yes, 4);
     for (int j = 0; j < 4; j++) no[j] = v_sub(zero, x[j]);
@@ -222,6 +224,14 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
     const element_options o = options_of(q);
     const vec positive = v_set1((real)q->positive);
     wide sums = w_zero();
+    /* One factor of the slopes, since of two the first may overflow. */
+    double scaled[VISIT_ROWS];
+    const double *scale = r->grad_scale;
+    if (slopes && weighted) {
+        for (int64_t i = 0; i < r->count || i % GROUP != 0; i++)
+            scaled[i] = i < r->count ? r->grad_scale[i] * weight[i] : 0;
+        scale = scaled;
+    }
     for (int64_t i = 0; i < r->count; i += GROUP) {
         element_group g;
         for (int j = 0; j < 4; j++) {
@@ -241,8 +251,8 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
             int64_t at = i + j * LANES;
             v_store(w->value + at, weighted ? weighed(v_from_doubles(weight + at), g.value[j]) : g.value[j]);
             if (!slopes) continue;
-            vec slope = v_mul(v_from_doubles(r->grad_scale + at), g.slope[j]);
-            v_store(w->slope + at, weighted ? weighed(v_from_doubles(weight + at), slope) : slope);
+            const vec factor = v_from_doubles(scale + at);
+            v_store(w->slope + at, weighted ? weighed(factor, g.slope[j]) : v_mul(factor, g.slope[j]));
         }
     }
     for (int64_t i = 0; i < r->count; i += LANES) {
