@@ -16,11 +16,13 @@ from fastce._elementwise import (
 )
 from fastce._functions import (
     LossAndGrad,
+    RowStatistics,
     cross_entropy,
     cross_entropy_with_grad,
     explain,
     log_softmax,
     logsumexp,
+    row_statistics,
     softmax,
 )
 from fastce._pipeline import Explanation
@@ -43,6 +45,7 @@ __all__ = [
     "BackendUnavailableError",
     "Explanation",
     "LossAndGrad",
+    "RowStatistics",
     "available_backends",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
@@ -65,6 +68,7 @@ __all__ = [
     "mse_loss_with_grad",
     "nll_loss",
     "nll_loss_with_grad",
+    "row_statistics",
     "show_config",
     "softmax",
     "use_backend",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, overload
 
 from fastce import _inputs, _pipeline
-from fastce._problem import Array, Output
+from fastce._problem import Array, Output, Statistics
 
 
 class LossAndGrad(NamedTuple):
@@ -524,6 +524,111 @@ def logsumexp(
     """
     request = _inputs.map_request(Output.LSE, logits, axis, out)
     return _pipeline.logsumexp(request, backend, num_threads)
+
+
+class RowStatistics(Statistics):
+    """The result of `row_statistics`: one number a row for each field, None for those not asked for.
+
+    Attributes
+    ----------
+    lse : ndarray
+        Log of the sum of exponentials.
+    loss : ndarray
+        Cross entropy of the label.
+    entropy : ndarray
+        Entropy of softmax.
+    argmax : ndarray of int64
+        The class of the greatest logit, the first of equals.
+    target_probability : ndarray
+        What softmax gives to the label.
+    rank : ndarray of int64
+        How many logits are greater than the label's: 0 is the best.
+    margin : ndarray
+        The label's logit minus the greatest of the others.
+    correct : ndarray of bool
+        Whether argmax is the label.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> found = fastce.row_statistics([[1.0, 3.0, 2.0]], [2])
+    >>> found.rank, found.margin, found.correct
+    (array([1]), array([-1.]), array([False]))
+    """
+
+    __slots__ = ()
+
+
+def row_statistics(
+    logits: Any,
+    target: Any = None,
+    *,
+    fields: Any = None,
+    axis: int = -1,
+    ignore_index: int = -100,
+    base: float | None = None,
+    backend: str = "auto",
+    num_threads: int | None = None,
+) -> RowStatistics:
+    r"""What is asked of an evaluation about each row of logits, in one visit of it.
+
+    With :math:`p` the softmax of a row, :math:`\ell` its log-sum-exp and :math:`y` its label: :math:`\ell`, the loss
+    :math:`\ell - x_y`, the entropy :math:`-\sum_k p_k \log p_k`, :math:`\arg\max_k x_k`, :math:`p_y`, the rank
+    :math:`\#\{k : x_k > x_y\}`, the margin :math:`x_y - \max_{k \ne y} x_k`, and whether the argmax is the label.
+
+    Parameters
+    ----------
+    logits : array_like
+        As for `cross_entropy`.
+    target : array_like, optional
+        Integer labels, of the shape of ``logits`` without the class axis.
+    fields : str or iterable of str, optional
+        The names of the attributes of `RowStatistics` that are wanted; the others are None and cost nothing. By
+        default all, or without a target those that need none: ``lse``, ``entropy``, ``argmax``.
+    axis : int, default -1
+        The class axis.
+    ignore_index : int, default -100
+        Rows with this label have no label: loss 0, ``target_probability`` and ``margin`` NaN, rank -1, not correct.
+    base : float, optional
+        Gives loss and entropy as logarithms to this base (> 1), 2 for bits, instead of nats.
+    backend, num_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    RowStatistics
+        A named tuple of arrays of the shape of labels: float64 for float64 logits, else float32; int64 for ``argmax``
+        and ``rank``, bool for ``correct``.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, BackendUnavailableError
+        As for `cross_entropy`.
+
+    See Also
+    --------
+    cross_entropy : The loss alone.
+
+    Notes
+    -----
+    Loss, entropy and probability are sums and quotients of numbers >= 0, within 4 ULP of float32 (float64 for float64
+    logits) as far as the differences of logits are exact, 8 for the probability. A logit of -inf is an excluded class.
+    In a row with NaN, with +inf or of -inf alone, loss, entropy and probability are NaN, lse is that of `logsumexp`,
+    and argmax the first NaN or the first maximum.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> found = fastce.row_statistics([[1.0, 3.0, 2.0], [0.0, 0.0, 5.0]], [2, 2])
+    >>> found.argmax, found.rank, found.margin
+    (array([1, 2]), array([1, 0]), array([-1.,  5.]))
+    >>> found.loss.round(4), found.entropy.round(4), found.target_probability.round(4)
+    (array([1.4076, 0.0134]), array([0.8324, 0.0799]), array([0.2447, 0.9867]))
+    >>> fastce.row_statistics([[1.0, 3.0, 2.0]], fields="argmax").lse is None
+    True
+    """
+    request = _inputs.statistics_request(logits, target, fields=fields, axis=axis, ignore_index=ignore_index, base=base)
+    return RowStatistics(*_pipeline.row_statistics(request, backend, num_threads))
 
 
 def explain(logits: Any, target: Any, **options: Any) -> _pipeline.Explanation:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastce import _dtypes
-from fastce._problem import Array, Kind, Output, Problem
+from fastce._problem import NEED_LABELS, Array, Kind, Output, Problem, Statistics
 
 REDUCTIONS = ("mean", "sum", "none")
 DIVERGENCE_REDUCTIONS = ("none", "sum", "mean", "batchmean")
@@ -284,6 +284,35 @@ def _codes(y_true: Any, labels: Any, shape: tuple[int, ...], n_classes: int) -> 
         i = int(wrong.argmax())
         raise ValueError(f"y_true: {_shown(truth[i].item())} at index ({i},) is not one of the labels")
     return codes
+
+
+def statistics_request(logits: Any, target: Any, *, fields: Any, axis: Any, ignore_index: Any, base: Any) -> Request:
+    """Validate a call of row_statistics."""
+    given, x, axis = _values("logits", logits, axis)
+    _, unit = _scales("none", None, base)
+    labels = None
+    if target is not None:
+        labels, _ = _target("logits", target, given.shape, axis)
+        if labels is None:
+            shape = x.shape[:-1]
+            raise ValueError(f"target: expected integer labels of shape {shape}, got a dense target of {given.shape}")
+    known = Statistics._fields if labels is not None else tuple(n for n in Statistics._fields if n not in NEED_LABELS)
+    asked = known if fields is None else (fields,) if isinstance(fields, str) else tuple(fields)
+    for name in asked:
+        if name not in known:
+            without = "" if labels is not None else " without a target"
+            raise ValueError(f"fields: expected some of {', '.join(known)}{without}, got {_shown(name)}")
+    n_rows = math.prod(x.shape[:-1])
+    dtypes = {"argmax": np.dtype(np.int64), "rank": np.dtype(np.int64), "correct": np.dtype(np.bool_)}
+    real = _row_values(x[:0] if x.ndim > 1 else x).dtype
+    problem = Problem(
+        Output.STATISTICS,
+        x,
+        labels=labels,
+        ignore_index=_ignore_index(ignore_index, labels),
+        statistics=Statistics(**{name: np.empty(n_rows, dtypes.get(name, real)) for name in asked}),
+    )
+    return Request(problem, axis, unit=unit)
 
 
 def map_request(output: Output, logits: Any, axis: Any, out: Any) -> Request:

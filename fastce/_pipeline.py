@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastce import _backends, _inputs, _settings, _threads
-from fastce._problem import Array, Output, Problem, Totals
+from fastce._problem import Array, Output, Problem, Statistics, Totals
 from fastce.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
@@ -131,6 +131,18 @@ def logsumexp(request: Request, backend: str, num_threads: int | None) -> Array:
             out[...] = values
     result: Array = out
     return result
+
+
+def row_statistics(request: Request, backend: str, num_threads: int | None) -> Statistics:
+    """Do a problem whose output is what is asked about its rows."""
+    problem = request.problem
+    _run(choose(problem, backend, num_threads), request)
+    found = problem.statistics or Statistics()
+    for values in (found.loss, found.entropy):
+        if values is not None and request.unit != 1.0:
+            with np.errstate(under="ignore"):
+                values /= request.unit
+    return Statistics(*(None if values is None else values.reshape(problem.positions) for values in found))
 
 
 def explain(request: Request, backend: str, num_threads: int | None) -> Explanation:

@@ -34,6 +34,28 @@ class Output(enum.IntEnum):
     LSE = 2
     SOFTMAX = 3
     LOG_SOFTMAX = 4
+    STATISTICS = 5
+
+
+class Statistics(NamedTuple):
+    """What a problem of the output STATISTICS fills, one number a row, (rows,) each; None for what is not asked for.
+
+    The dtype is that of a row's loss, int64 for argmax and rank, bool for correct. What depends on the label is, for a
+    row that is ignored or has none, 0 for the loss, NaN, -1 for the rank, and False.
+    """
+
+    lse: Array | None = None
+    loss: Array | None = None
+    entropy: Array | None = None
+    argmax: Array | None = None
+    target_probability: Array | None = None
+    rank: Array | None = None
+    margin: Array | None = None
+    correct: Array | None = None
+
+
+NEED_LABELS = ("loss", "target_probability", "rank", "margin", "correct")
+"""The statistics that depend on the label."""
 
 
 class Kind(enum.IntEnum):
@@ -109,6 +131,7 @@ class Problem:
     """(\\*positions): any dtype of sample_weight, finite, >= 0."""
     factor: Array | None = None
     """(\\*positions): multiplies the losses of element-wise kinds, and is not part of a mean's denominator."""
+    statistics: Statistics | None = None
 
     @property
     def positions(self) -> tuple[int, ...]:

@@ -172,6 +172,7 @@ static void start_rows(rows *r, const rows *others) {
     r->logits_step = others->logits_step;
     r->dense_step = others->dense_step;
     r->out_step = others->out_step;
+    r->first_row = others->first_row;
 }
 
 /* Visits count rows of a run in batches; returns its first bad row, or -1. */
@@ -200,7 +201,7 @@ static int64_t visit_run(const call *c, run *u, int64_t count, chunk_state *stat
             for (int64_t i = 0; i < n; i++) kept -= batch.weight[i] == 0;
         /* While most of its rows are wanted, a batch stays whole: its neighbours are loaded, or stored, together. */
         bool dense = t->problem->target_kind == FASTCE_DENSE;
-        bool whole = kept == n || (kept > n / 2 && !dense) || t->elements;
+        bool whole = kept == n || (kept > n / 2 && !dense) || t->every_row;
         if (whole && u->waiting.count == 0) {
             batch.consecutive = true;
             batch.first = done;
@@ -240,6 +241,7 @@ static void visit_chunk(void *context, int64_t chunk, int worker) {
         r->logits_step = step[LOGITS];
         r->dense_step = step[TARGET];
         r->out_step = step[OUT];
+        r->first_row = row;
         start_rows(r, r);
         int64_t bad = visit_run(c, &u, count, &state, scratch);
         if (bad >= 0) state.total.bad_row = row + bad;
@@ -285,12 +287,14 @@ static bool kind_is_valid(const fastce_problem *q) {
 }
 
 static bool problem_is_valid(const fastce_problem *q) {
-    bool writes = q->output != FASTCE_LOSS && q->output != FASTCE_LSE;
+    bool statistics = q->output == FASTCE_STATISTICS;
+    bool writes = q->output != FASTCE_LOSS && q->output != FASTCE_LSE && !statistics;
     bool has_target = q->target_kind != FASTCE_NO_TARGET;
-    bool wants_target = q->output == FASTCE_LOSS || q->output == FASTCE_GRAD;
+    bool wants_target = q->output == FASTCE_LOSS || q->output == FASTCE_GRAD || (statistics && has_target);
     if ((unsigned)q->output >= FASTCE_OUTPUT_COUNT || (unsigned)q->target_kind >= FASTCE_TARGET_COUNT) return false;
     if (!kind_is_valid(q)) return false;
     if (q->output == FASTCE_LSE && !q->row_values) return false;
+    if (statistics && (!q->statistics || q->target_kind == FASTCE_DENSE)) return false;
     if (has_target != wants_target || q->n_axes < 0 || q->n_axes > MAX_AXES || q->n_classes < 0) return false;
     if (!array_is_valid(&q->logits, true, true) || !array_is_valid(&q->target, false, has_target) ||
         !array_is_valid(&q->sample_weight, false, false) || !array_is_valid(&q->out, true, writes) ||
@@ -335,6 +339,7 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     t->problem = q;
     t->lanes = takes_lanes(q);
     t->elements = is_element_wise(q);
+    t->every_row = t->elements || q->output == FASTCE_STATISTICS;
     bool binary = q->kind == FASTCE_BINARY_LOGITS || q->kind == FASTCE_BINARY_PROBABILITIES;
     t->largest_target = binary ? 1 : q->logits.dtype == FASTCE_F64 ? DBL_MAX : FLT_MAX; /* that of the arithmetic */
     ptrdiff_t logits_stride = t->lanes ? *step[LOGITS] : q->logits.class_stride;

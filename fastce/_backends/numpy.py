@@ -65,6 +65,8 @@ def run(problem: Problem, num_threads: int) -> Totals:
         np.put_along_axis(e, first[:, None], 0, axis=1)
         r = np.where(np.isfinite(top), e.sum(axis=1), np.nan)  # no maximum to speak of: the row is NaN
         np.put_along_axis(e, first[:, None], 1, axis=1)
+        if p.output is Output.STATISTICS:
+            return _statistics(p, x, e, top, first, r)
         if p.output is Output.LSE:
             return _store(p, np.where(np.isinf(top), top, top + np.log1p(r)))
         if p.output is Output.SOFTMAX:
@@ -123,6 +125,34 @@ def _loss(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) ->
         out[rows, first] = scale * (others + pull - on_top * r) / (1 + r)
         out[ignored] = 0
     return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
+
+
+def _statistics(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) -> Totals:
+    """Fill what is asked about the rows; a row without a label has no answer to what is asked of it."""
+    checked = _scan(p) if p.labels is not None else Totals(-1, 0.0, 0.0)
+    if checked.bad_row >= 0 or p.statistics is None:
+        return checked
+    rows = np.arange(p.n_rows)
+    unlabelled = _ignored(p) if p.labels is not None else np.ones(p.n_rows, bool)
+    y = np.where(unlabelled, 0, 0 if p.labels is None else p.labels).astype(np.intp)
+    logit = x[rows, y]
+    gap = np.where(e > 0, top[:, None] - x, 0)
+    others = x.copy()
+    others[rows, y] = -np.inf
+    found = {
+        "lse": np.where(np.isinf(top), top, top + np.log1p(r)),
+        "loss": np.where(unlabelled, 0, np.log1p(r) + (top - logit)),
+        "entropy": np.log1p(r) + (e * gap).sum(axis=1) / (1 + r),
+        "argmax": first,
+        "target_probability": np.where(unlabelled, np.nan, e[rows, y] / (1 + r)),
+        "rank": np.where(unlabelled, -1, (x > logit[:, None]).sum(axis=1)),
+        "margin": np.where(unlabelled, np.nan, logit - np.fmax.reduce(others, axis=1)),
+        "correct": ~unlabelled & (first == y),
+    }
+    for name, array in p.statistics._asdict().items():
+        if array is not None:
+            array[...] = found[name]
+    return checked
 
 
 def _probabilities(p: Problem, x: Array) -> Totals:
