@@ -99,6 +99,7 @@ cdef int translate(object problem, fastce_problem *record, fastce_statistics *st
         record.ignore_index = <int64_t>(<unsigned long long>(ignore_index & 0xFFFFFFFFFFFFFFFF))
     record.kind = <fastce_kind><int>problem.kind
     record.clip = problem.clip
+    record.temperature = problem.temperature
     record.gamma = problem.gamma
     record.positive = problem.positive
     record.negative = problem.negative

@@ -97,11 +97,7 @@ def loss_request(
 
     row_grad, factor, grad, grad_view = None, 1.0, None, None
     if gradient:
-        if grad_output is not None:
-            if reduction == "none":
-                row_grad = _per_row("grad_output", grad_output, positions)
-            else:
-                factor = _scalar("grad_output", grad_output)
+        row_grad, factor = _grad_output(grad_output, reduction, positions)
         others = {"target": target, "weight": weight, "sample_weight": sample_weight, "grad_output": grad_output}
         grad = _gradient(name, out, given, others)
         grad_view = _classes_last(grad, axis)
@@ -124,6 +120,46 @@ def loss_request(
         clip=_clip(eps),
     )
     return Request(problem, axis, reduction, denominator, unit, factor, grad)
+
+
+def distillation_request(
+    logits: Any,
+    teacher_logits: Any,
+    *,
+    axis: Any,
+    temperature: Any,
+    sample_weight: Any,
+    reduction: Any,
+    denominator: Any,
+    base: Any,
+    gradient: bool = False,
+    grad_output: Any = None,
+    out: Any = None,
+) -> Request:
+    """Validate a call of distillation_loss, or with ``gradient`` of its twin."""
+    given, x, axis = _values("logits", logits, axis)
+    positions = x.shape[:-1]
+    denominator, unit = _scales(reduction, denominator, base)
+    teacher = _floating("teacher_logits", teacher_logits)
+    if teacher.shape != given.shape:
+        raise ValueError(f"teacher_logits: expected the shape of logits, {given.shape}, got shape {teacher.shape}")
+    row_grad, factor, grad = None, 1.0, None
+    if gradient:
+        row_grad, factor = _grad_output(grad_output, reduction, positions)
+        others = {"teacher_logits": teacher, "sample_weight": sample_weight, "grad_output": grad_output}
+        grad = _gradient("logits", out, given, others)
+    problem = Problem(
+        output=Output.GRAD if gradient else Output.LOSS,
+        logits=x,
+        dense=_classes_last(teacher, axis),
+        sample_weight=None if sample_weight is None else _per_row("sample_weight", sample_weight, positions),
+        row_values=_row_values(x) if reduction == "none" else None,
+        out=None if grad is None else _classes_last(grad, axis),
+        grad_output=row_grad,
+        kind=Kind.TEACHER,
+        temperature=_number("temperature", temperature, 0.0, math.inf, "a finite number > 0", open_low=True),
+    )
+    return Request(problem, axis, reduction, denominator, unit, factor, grad, target_name="teacher_logits")
 
 
 def element_request(
@@ -513,6 +549,15 @@ def _per_row(name: str, value: Any, positions: tuple[int, ...]) -> Array:
     if array.shape != positions:
         raise ValueError(f"{name}: expected one number for each row, shape {positions}, got shape {array.shape}")
     return array
+
+
+def _grad_output(value: Any, reduction: str, positions: tuple[int, ...]) -> tuple[Array | None, float]:
+    """Return what multiplies the gradient: one number for each row, and one for all."""
+    if value is None:
+        return None, 1.0
+    if reduction == "none":
+        return _per_row("grad_output", value, positions), 1.0
+    return None, _scalar("grad_output", value)
 
 
 def _scalar(name: str, value: Any) -> float:

@@ -74,11 +74,13 @@ class Kind(enum.IntEnum):
     """Sum of t_k log(t_k / x_k)."""
     JS = 4
     """Half of the sum of t_k log(t_k / m_k) + x_k log(x_k / m_k), m their mean."""
-    BINARY_LOGITS = 5
+    TEACHER = 5
+    """T^2 times cross entropy of softmax(x / T) against softmax(t / T), t a teacher's logits, T the temperature."""
+    BINARY_LOGITS = 6
     """a t sigmoid(-x)^gamma softplus(-x) + b (1 - t) sigmoid(x)^gamma softplus(x)."""
-    BINARY_PROBABILITIES = 6
+    BINARY_PROBABILITIES = 7
     """a t (-log x) + b (1 - t) (-log(1 - x))."""
-    SQUARES = 7
+    SQUARES = 8
     """(x - t)^2."""
 
     @property
@@ -121,6 +123,8 @@ class Problem:
     kind: Kind = Kind.LOGITS
     clip: float = 0.0
     """Probabilities are taken as at least this and at most 1 - clip."""
+    temperature: float = 1.0
+    """Of TEACHER."""
     gamma: float = 0.0
     """The exponent of a focal loss."""
     positive: float = 1.0

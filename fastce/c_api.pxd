@@ -79,6 +79,7 @@ cdef extern from "fastce.h" nogil:
         void *row_values
         fastce_kind kind
         double clip
+        double temperature
         double gamma
         double positive
         double negative

@@ -278,12 +278,14 @@ static bool array_is_valid(const fastce_array *a, bool floating, bool required) 
 static bool is_element_wise(const fastce_problem *q) { return q->kind >= FASTCE_BINARY_LOGITS; }
 
 static bool kind_is_valid(const fastce_problem *q) {
-    bool divergence = q->kind == FASTCE_KL || q->kind == FASTCE_JS;
+    bool divergence = q->kind == FASTCE_KL || q->kind == FASTCE_JS, teacher = q->kind == FASTCE_TEACHER;
     if ((unsigned)q->kind >= FASTCE_KIND_COUNT) return false;
     if (q->kind == FASTCE_LOGITS) return !q->factor.data && !q->positive_weight.data;
     if (q->output != FASTCE_LOSS && (q->output != FASTCE_GRAD || divergence)) return false;
     if (is_element_wise(q) && q->n_classes != 1) return false;
-    return q->target_kind == FASTCE_DENSE || !(is_element_wise(q) || divergence);
+    if (teacher && !(dtype_is_floating(q->target.dtype) && q->temperature > 0 && isfinite(q->temperature)))
+        return false;
+    return q->target_kind == FASTCE_DENSE || !(is_element_wise(q) || divergence || teacher);
 }
 
 static bool problem_is_valid(const fastce_problem *q) {
@@ -314,6 +316,7 @@ static bool takes_lanes(const fastce_problem *q) {
 const char *fastce_kernel_name(const fastce_problem *q) {
     if (!problem_is_valid(q)) return "none";
     if (is_element_wise(q)) return "vectors of elements";
+    if (q->kind == FASTCE_TEACHER) return "rows of logits and a teacher's";
     if (q->kind != FASTCE_LOGITS) return "rows of probabilities";
     return takes_lanes(q) ? "vectors of rows" : "rows of vectors";
 }
@@ -339,6 +342,7 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     t->problem = q;
     t->lanes = takes_lanes(q);
     t->elements = is_element_wise(q);
+    t->any_target = q->kind == FASTCE_SQUARES || q->kind == FASTCE_TEACHER;
     t->every_row = t->elements || q->output == FASTCE_STATISTICS;
     bool binary = q->kind == FASTCE_BINARY_LOGITS || q->kind == FASTCE_BINARY_PROBABILITIES;
     t->largest_target = binary ? 1 : q->logits.dtype == FASTCE_F64 ? DBL_MAX : FLT_MAX; /* that of the arithmetic */

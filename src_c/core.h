@@ -29,6 +29,7 @@ typedef struct task {
     bool plain;            /* labels alone, without z-loss */
     bool lanes;            /* vectors of rows, not rows of vectors */
     bool elements;         /* an element-wise kind */
+    bool any_target;       /* any number is acceptable as a dense target */
     bool every_row;        /* ignored rows are visited too, and passed over there */
     double largest_target; /* a dense target beyond it is not acceptable */
     bool logits_direct;    /* the kernel loads logits where they are */

@@ -42,7 +42,7 @@ def _scan(p: Problem) -> Totals:
         if p.class_weight is not None:
             weight = weight * p.class_weight[np.where(ignored | bad, 0, p.labels).astype(np.intp)]
     elif p.dense is not None:
-        if p.kind is not Kind.SQUARES:
+        if p.kind not in (Kind.SQUARES, Kind.TEACHER):
             bad |= ~((p.dense >= 0) & (p.dense.astype(p.real) <= p.largest_target)).all(axis=1)
         weight = s
     if bad.any():
@@ -57,6 +57,8 @@ def run(problem: Problem, num_threads: int) -> Totals:
         x = p.logits.astype(p.real, order="C")  # along a strided axis sums would not be pairwise
         if p.kind.element_wise:
             return _elements(p, x[:, 0])
+        if p.kind is Kind.TEACHER:
+            return _distillation(p, x)
         if p.kind is not Kind.LOGITS:
             return _probabilities(p, x)
         top = x.max(axis=1)
@@ -191,6 +193,28 @@ def _probabilities(p: Problem, x: Array) -> Totals:
     out = None
     if p.output is Output.GRAD:
         out = np.where(q > 0, _row_scale(p)[:, None] * q * slope, 0)
+    return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
+
+
+def _distillation(p: Problem, x: Array) -> Totals:
+    """Do a problem whose dense target holds a teacher's logits."""
+    checked = _scan(p)
+    if checked.bad_row >= 0 or p.dense is None:
+        return checked
+    s = _sample_weight(p)
+    teacher = p.dense.astype(p.real)
+    gap = (x - x.max(axis=1, keepdims=True)) / p.real.type(p.temperature)
+    e = np.exp(gap)
+    q = np.exp((teacher - teacher.max(axis=1, keepdims=True)) / p.real.type(p.temperature))
+    q /= q.sum(axis=1, keepdims=True)
+    others = e.copy()
+    np.put_along_axis(others, x.argmax(axis=1)[:, None], 0, axis=1)
+    distance = np.where(q == 0, 0, q * -gap).sum(axis=1)
+    loss = np.where(s == 0, 0, s * p.temperature**2 * (np.log1p(others.sum(axis=1)) + distance))
+    out = None
+    if p.output is Output.GRAD:
+        slope = e / (1 + others.sum(axis=1))[:, None] - q
+        out = np.where(s[:, None] == 0, 0, (_row_scale(p) * s * p.temperature)[:, None] * slope)
     return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
 
 

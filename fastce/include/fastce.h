@@ -67,11 +67,13 @@ typedef enum fastce_target {
 /* What `logits` holds, and so what the loss of a row is made of. The binary kinds and squares are element-wise: each
  * element is a row of one class, with a dense target t, and q = target_scale * t + class_vector_0 stands for it. */
 typedef enum fastce_kind {
-    FASTCE_LOGITS = 0,           /* softmax cross entropy: sum of q_k * (lse - x_k), and the z term */
-    FASTCE_LOG_PROBABILITIES,    /* sum of q_k * -x_k */
-    FASTCE_PROBABILITIES,        /* sum of q_k * -log(x_k) */
-    FASTCE_KL,                   /* divergence of a dense target from x: sum of q_k * log(q_k / x_k) */
-    FASTCE_JS,                   /* of a dense target and x: half of both their divergences from their mean */
+    FASTCE_LOGITS = 0,        /* softmax cross entropy: sum of q_k * (lse - x_k), and the z term */
+    FASTCE_LOG_PROBABILITIES, /* sum of q_k * -x_k */
+    FASTCE_PROBABILITIES,     /* sum of q_k * -log(x_k) */
+    FASTCE_KL,                /* divergence of a dense target from x: sum of q_k * log(q_k / x_k) */
+    FASTCE_JS,                /* of a dense target and x: half of both their divergences from their mean */
+    FASTCE_TEACHER, /* temperature^2 * cross entropy of softmax(x / temperature) against softmax(t / temperature), the
+                       dense target t holding a teacher's logits: F16, BF16, F32 or F64 */
     FASTCE_BINARY_LOGITS,        /* positive * q * f(-x) * softplus(-x) + negative * (1 - q) * f(x) * softplus(x), with
                                  f(x) = sigmoid(x)^gamma */
     FASTCE_BINARY_PROBABILITIES, /* positive * q * -log(x) + negative * (1 - q) * -log(1 - x) */
@@ -128,6 +130,7 @@ typedef struct fastce_problem {
     void *row_values;     /* contiguous, optional but for LSE; double for F64 logits, else float */
     fastce_kind kind;     /* other than LOGITS: output LOSS or GRAD, for divergences LOSS */
     double clip;          /* probabilities are taken as at least this and at most 1 - clip; 0 for none */
+    double temperature;   /* of TEACHER */
     double gamma;         /* of BINARY_LOGITS */
     double positive;      /* of the binary kinds, where positive_weight multiplies it */
     double negative;
