@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import operator
 import threading
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import numba
 import numpy as np
 from numba.core import types
 
-from fastce import _dtypes, _settings
+from fastce import _dtypes, _inputs, _settings
 from fastce._backends import Plan, _numba_cache, _numba_forks, _numba_kernels
 from fastce._backends._numba_lanes import ArrayAddress, RecordAddress, Stream
 from fastce._backends._numba_tile import (
@@ -40,6 +41,7 @@ from fastce._backends._numba_tile import (
     TILE,
 )
 from fastce._problem import Array, Output, Problem, Totals
+from fastce._threads import threads_for
 
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and without its compiler Numba can do nothing here")
@@ -145,6 +147,91 @@ def _do(p: Problem, num_threads: int, *, checking: bool) -> Totals:
     )
 
 
+class Quick:
+    """Small plain calls, of the same dtypes, shapes and strides as one before: validated then, done here at once.
+
+    Whatever is not as plain as can be, and every error, gets None: then the general path does it.
+    """
+
+    def __init__(self, defaults: dict[str, Any]) -> None:
+        self._options = defaults
+        self._defaults = tuple(defaults.values())
+        self._losses: dict[Any, _Plan | None] = {}
+        self._gradients: dict[Any, tuple[_Plan, _Plan] | None] = {}
+
+    def loss(self, logits: Any, target: Any, num_threads: Any, *options: Any) -> float | None:
+        """Return the mean loss, or None; ``options`` are in the order of the defaults."""
+        if type(logits) is not np.ndarray or type(target) is not np.ndarray:
+            return None
+        if not self._plain(num_threads, options):
+            return None
+        key = logits.shape, logits.strides, logits.dtype, target.strides, target.dtype, target.shape
+        try:
+            plan = self._losses[key]
+        except KeyError:
+            plan = self._learn_loss(key, logits, target)
+        if plan is None:
+            return None
+        bad, loss, weight = _launch(plan, 0, logits, target, *_PLAIN, 1.0)
+        return loss / weight if bad < 0 and weight > 0 else None
+
+    def loss_and_grad(self, logits: Any, target: Any, out: Any, num_threads: Any, *options: Any) -> float | None:
+        """Return the mean loss and write its gradient, or return None."""
+        if type(logits) is not np.ndarray or type(target) is not np.ndarray or type(out) is not np.ndarray:
+            return None
+        if not self._plain(num_threads, options):
+            return None
+        inputs = logits.shape, logits.strides, logits.dtype, target.strides, target.dtype, target.shape
+        key = *inputs, out.strides, out.dtype, out.shape
+        try:
+            plans = self._gradients[key]
+        except KeyError:
+            plans = self._learn_gradient(key, logits, target, out)
+        if plans is None or not out.flags.writeable:
+            return None
+        if (out is not logits and np.may_share_memory(out, logits)) or np.may_share_memory(out, target):
+            return None
+        bad, _, weight = _launch(plans[0], 0, None, target, *_PLAIN, 1.0)
+        if bad >= 0 or not weight > 0:
+            return None
+        bad, loss, _ = _launch(plans[1], 0, logits, target, None, None, None, out, *_PLAIN[4:], 1.0 / weight)
+        return loss / weight if bad < 0 else None
+
+    def _plain(self, num_threads: Any, options: tuple[Any, ...]) -> bool:
+        """Tell whether all options are left out, but for the number of threads, of which such calls get one."""
+        if num_threads is not None and not (type(num_threads) is int and num_threads > 0):
+            return False
+        return _settings.current_variant() is None and all(map(operator.is_, options, self._defaults))
+
+    def _learn_loss(self, key: Any, logits: Array, target: Array) -> _Plan | None:
+        request = _inputs.loss_request(logits, target, **self._options)
+        plan = _plan_of(request.problem, checking=False) if _is_small(request.problem) else None
+        return _remember(self._losses, key, plan)
+
+    def _learn_gradient(self, key: Any, logits: Array, target: Array, out: Array) -> tuple[_Plan, _Plan] | None:
+        request = _inputs.loss_request(logits, target, gradient=True, out=out, **self._options)
+        plans = None
+        if _is_small(request.problem):
+            plans = _plan_of(request.problem, checking=True), _plan_of(request.problem, checking=False)
+        return _remember(self._gradients, key, plans)
+
+
+_PLAIN = None, None, None, None, None, None, None, None, 1.0, 0.0
+"""The arguments of a launch between the labels and the gradient's scale."""
+
+
+def _is_small(p: Problem) -> bool:
+    """Tell whether labels are all there is to a problem, which one thread does on its own."""
+    return p.labels is not None and p.logits.size > 0 and threads_for(p, 2) == 1
+
+
+def _remember(memory: dict[Any, Any], key: Any, value: Any) -> Any:
+    if len(memory) >= MOST_PLANS:
+        memory.clear()
+    memory[key] = value
+    return value
+
+
 def _launch(plan: _Plan, threads: int, *arguments: Any) -> Totals:
     n_tasks = threads or 1
     rooms = _rooms.setdefault(n_tasks, [])
@@ -244,12 +331,7 @@ def _plan_of(p: Problem, checking: bool) -> _Plan:
         *(None if array is None else (array.dtype, array.strides) for array in arrays),
     )
     plan = _plans.get(key)
-    if plan is None:
-        plan = _make_plan(p, checking)
-        if len(_plans) >= MOST_PLANS:
-            _plans.clear()
-        _plans[key] = plan
-    return plan
+    return _remember(_plans, key, _make_plan(p, checking)) if plan is None else plan
 
 
 def _make_plan(p: Problem, checking: bool) -> _Plan:
