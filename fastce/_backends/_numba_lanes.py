@@ -50,6 +50,40 @@ def _unbox_stream(stream: Stream, obj: Any, c: Any) -> NativeValue:
     return NativeValue(c.pyapi.long_as_longlong(obj), is_error=cgutils.is_not_null(c.builder, c.pyapi.err_occurred()))
 
 
+class ArrayAddress(types.Type):
+    """The type of an argument that is an array or None for Python, and for the compiled code where its elements lie."""
+
+    def __init__(self) -> None:
+        super().__init__(name="ArrayAddress")
+
+
+class RecordAddress(types.Type):
+    """The type of an argument that is an array for Python, and for the compiled code the record it begins with."""
+
+    def __init__(self, record: types.Record) -> None:
+        self.record = record
+        super().__init__(name=f"RecordAddress({record.name})")
+
+
+@register_model(RecordAddress)
+@register_model(ArrayAddress)
+class _ArrayAddressModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: ArrayAddress) -> None:
+        super().__init__(manager, kind, _INT64)
+
+
+@unbox(RecordAddress)
+@unbox(ArrayAddress)
+def _unbox_address(kind: ArrayAddress, obj: Any, c: Any) -> NativeValue:
+    # PyArrayObject_fields in NumPy's C interface: an object's head, and then the pointer to the data.
+    place = c.builder.ptrtoint(obj, _INT64)
+    inside = c.builder.add(place, _INT64(object.__basicsize__))
+    missing = c.builder.icmp_unsigned("==", obj, c.pyapi.borrow_none())
+    readable = c.builder.inttoptr(c.builder.select(missing, place, inside), ir.PointerType())
+    address = c.builder.load(readable, typ=_INT64)
+    return NativeValue(c.builder.select(missing, _INT64(0), address))
+
+
 class Value:
     """A number or vector while code is written: Python's operators append LLVM's instructions.
 
@@ -228,6 +262,11 @@ class Value:
             return
         name = f"llvm.masked.store.v{value.count}i{value.element.width}.p0"
         self._call(ir.VoidType(), name, [value.ir, self.pointer(), ir.Constant(ir.IntType(32), 1), mask.ir])
+
+    def copy_from(self, source: Value, size: Value) -> None:
+        """Copy some bytes to this address."""
+        never_volatile = ir.Constant(ir.IntType(1), 0)
+        self._call(ir.VoidType(), "llvm.memcpy.p0.p0.i64", [self.pointer(), source.pointer(), size.ir, never_volatile])
 
     def prefetch(self) -> None:
         """Ask for the cache line at this address."""
@@ -417,18 +456,21 @@ class Items:
 
 
 class Struct:
-    """A NumPy record while code is written: numbers are read by name, an array is an Items."""
+    """A NumPy record while code is written: numbers are read and written by name, an array is an Items."""
 
     __slots__ = ("address", "record")
 
     def __init__(self, address: Value, record: types.Record) -> None:
-        self.address = address
-        self.record = record
+        object.__setattr__(self, "address", address)
+        object.__setattr__(self, "record", record)
 
     def __getattr__(self, name: str) -> Any:
         field = self.record.typeof(name)
         place = self.address + self.record.offset(name)
         return Items(place, field.dtype) if isinstance(field, types.NestedArray) else Items(place, field)[0]
+
+    def __setattr__(self, name: str, value: Value) -> None:
+        Items(self.address + self.record.offset(name), self.record.typeof(name))[0] = value
 
 
 State = tuple[Value, ...]
@@ -557,6 +599,8 @@ def _wrap(context: Any, builder: ir.IRBuilder, arguments: tuple[types.Type, ...]
             wrapped.append(Memory(builder, argument, value, f16c))
         elif isinstance(argument, types.IntegerLiteral):
             wrapped.append(argument.literal_value)
+        elif isinstance(argument, RecordAddress):
+            wrapped.append(Struct(Value(builder, value), argument.record))
         elif isinstance(argument, types.Record):
             wrapped.append(Struct(Value(builder, builder.ptrtoint(value, _INT64)), argument))
         else:

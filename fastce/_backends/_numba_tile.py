@@ -67,8 +67,12 @@ ROW, LOGITS, LABELS, DENSE, SAMPLE_WEIGHT, GRAD_OUTPUT, OUT, OPERANDS = range(8)
 MAX_AXES = 64
 """NumPy's own limit."""
 
+AXIS = 1 + OPERANDS
+"""Numbers that describe an axis of the positions: its size, and the strides along it."""
+
 CALL = np.dtype(
     [
+        ("bytes", "i8"),  # of this record, without the axes that are not there
         ("n_rows", "i8"),
         ("n_classes", "i8"),
         ("n_blocks", "i8"),
@@ -79,8 +83,6 @@ CALL = np.dtype(
         ("start", "i8", OPERANDS),  # addresses, 0 for what is absent
         ("class_stride", "i8", OPERANDS),
         ("inner", "i8", OPERANDS),  # strides of the last axis
-        ("size", "i8", MAX_AXES),
-        ("stride", "i8", MAX_AXES * OPERANDS),
         ("label_bits", "i8"),
         ("label_unused", "i8"),  # bits of an int64 that a sign must fill
         ("label_swapped", "i8"),  # bytes
@@ -97,9 +99,21 @@ CALL = np.dtype(
         ("target_scale", "f8"),
         ("z_loss", "f8"),
         ("grad_scale", "f8"),
+        ("bad", "i8"),  # the first bad row, or the number of rows
+        ("loss", "f8"),
+        ("weight", "f8"),
+        ("axis", "i8", MAX_AXES * AXIS),
     ]
 )
-"""What a kernel is told beside the types of its arguments."""
+"""What a kernel is told beside the types of its arguments; and what came of it: bad, loss and weight."""
+
+BLOCK_BYTES = 40
+"""What a block of rows leaves: high and low parts of its loss and of its weight, and its first bad row."""
+
+MAX_BLOCKS = 1024
+
+SHARED_BYTES = -(-(CALL.itemsize + MAX_BLOCKS * BLOCK_BYTES) // 64) * 64
+"""What all tasks of a call share: its record, and what the blocks leave."""
 
 GROUP = 16
 """Rows done at once in float64."""
@@ -143,6 +157,8 @@ SCRATCH = np.dtype(
     ]
 )
 """A thread's working memory."""
+
+SCRATCH_BYTES = -(-SCRATCH.itemsize // 64) * 64
 
 
 def copy(memory: Memory, to: Value, to_stride: Value, source: Value, stride: Value, n: Value) -> None:
@@ -842,14 +858,19 @@ def locate(call: Struct, tile: Struct, position: Value) -> Value:
 
     def axis(outward: Value, rest: Value) -> State:
         axis = call.axes - 1 - outward
-        size = call.size[axis]
+        size, index = axis_size(call, axis), axis * AXIS + 1
         for operand in range(OPERANDS):
-            tile.at[operand] = tile.at[operand] + rest % size * call.stride[axis * OPERANDS + operand]
+            tile.at[operand] = tile.at[operand] + rest % size * call.axis[index + operand]
         return (rest // size,)
 
     loop(0, call.axes, 1, (position,), axis)
-    innermost: Value = call.size[call.axes - 1]
+    innermost = axis_size(call, call.axes - 1)
     return innermost - position % innermost
+
+
+def axis_size(call: Struct, axis: Value) -> Value:
+    size: Value = call.axis[axis * AXIS]
+    return size
 
 
 @traced
@@ -861,7 +882,7 @@ def start_block(tile: Struct) -> None:
 @traced
 def end_block(call: Struct, tile: Struct, block: Value, bad: Value) -> None:
     """Write the sums of a block of rows and the first bad one of them."""
-    answer = call.blocks + block * 40
+    answer = call.blocks + block * BLOCK_BYTES
     for which in range(2):
         high, low = (tile.sums.at((2 * which + part) * GROUP).read(64, GROUP).from_bits() for part in range(2))
         while high.count != 1:
@@ -871,6 +892,90 @@ def end_block(call: Struct, tile: Struct, block: Value, bad: Value) -> None:
         for part, value in enumerate((high, low)):
             (answer + 8 * (2 * which + part)).write(value.lane(0))
     (answer + 32).write(bad)
+
+
+@traced
+def prepare(
+    call: Struct,
+    plan: Value,
+    tasks: Value,
+    logits: Value,
+    labels: Value,
+    dense: Value,
+    sample_weight: Value,
+    grad_output: Value,
+    out: Value,
+    values: Value,
+    class_weight: Value,
+    dense_weight: Value,
+    class_vector: Value,
+    target_scale: Value,
+    z_loss: Value,
+    grad_scale: Value,
+) -> None:
+    """Make the record of a call from its plan, which is shared by all calls like it, and from what is its own."""
+    place = call.address
+    place.copy_from(plan, plan.read(64))
+    call.n_tasks = tasks
+    call.blocks = place + CALL.itemsize
+    for operand, start in (
+        (LOGITS, logits),
+        (LABELS, labels),
+        (DENSE, dense),
+        (SAMPLE_WEIGHT, sample_weight),
+        (GRAD_OUTPUT, grad_output),
+        (OUT, out),
+    ):
+        call.start[operand] = start
+    call.values = values
+    call.class_weight, call.dense_weight, call.class_vector = class_weight, dense_weight, class_vector
+    call.target_scale, call.z_loss, call.grad_scale = target_scale, z_loss, grad_scale
+
+
+@traced
+def total(call: Struct) -> None:
+    """Add up what the blocks left, in their order: what rounding drops is added at the end."""
+    zero = call.grad_scale.like(0.0)
+
+    def block(i: Value, bad: Value, *sums: Value) -> State:
+        place = call.blocks + i * BLOCK_BYTES
+        added: list[Value] = []
+        for which in range(2):
+            high, low = sums[2 * which : 2 * which + 2]
+            more, dropped = ((place + 8 * (2 * which + part)).read_like(high) for part in range(2))
+            high, rounded = two_sum(high, more)
+            added += [high, low + (dropped + rounded)]
+        return smaller(bad, (place + 32).read(64)), *added
+
+    bad, loss, loss_low, weight, weight_low = loop(0, call.n_blocks, 1, (call.n_rows, zero, zero, zero, zero), block)
+    call.bad = bad
+    # Nothing is dropped beside an infinity, of which two_sum makes NaN.
+    call.loss = loss + select(loss_low.equals(loss_low), loss_low, 0.0)
+    call.weight = weight + select(weight_low.equals(weight_low), weight_low, 0.0)
+
+
+@traced
+def first_bad_of_all(call: Struct) -> Value:
+    bad: Value = call.bad
+    return bad
+
+
+@traced
+def total_loss(call: Struct) -> Value:
+    loss: Value = call.loss
+    return loss
+
+
+@traced
+def total_weight(call: Struct) -> Value:
+    weight: Value = call.weight
+    return weight
+
+
+@traced
+def address_of(call: Struct) -> Value:
+    address: Value = call.address
+    return address
 
 
 @traced
