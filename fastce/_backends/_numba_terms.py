@@ -632,6 +632,7 @@ class Constants:
         self._scale = self._splat(call.grad_scale)
         self.lowest, self.highest = self._splat(call.lowest), self._splat(call.highest)
         self.gamma, self.positive, self.negative = (self._splat(v) for v in (call.gamma, call.positive, call.negative))
+        self._gamma_low = self._splat(call.gamma - call.gamma.to(x.real).to("f8"))
         self.smoothed = self._splat(call.target_scale)
         if "plain" not in terms_of(x).options and terms_of(x).loss is not Kind.SQUARES:
             self.spread = x.computed().load_one(call.class_vector).splat(x.lanes)
@@ -644,6 +645,15 @@ class Constants:
         if grad_output is None:
             return self._scale
         return (grad_output.to("f8") * self._call.grad_scale.splat(self._x.lanes)).to(self._x.real)
+
+    def power(self, large: Value, small: Value) -> Value:
+        """Return exp(-gamma (large + small)): what rounding drops from the exponent multiplies it."""
+        high, low = two_sum(self.gamma * large, self.gamma * small)
+        for part in (large, small):
+            low = low + fma(self.gamma, part, self.gamma * part * -1.0)
+        low = fma(self._gamma_low, large + small, low)
+        result = exponential(high * -1.0)
+        return fma(result, select(low.equals(low), low * -1.0, 0.0), result)  # nothing is dropped from infinity
 
 
 def element_terms(
@@ -677,7 +687,7 @@ def binary_logits(
         share, rest = select(x > 0.0, large, small), select(x > 0.0, small, large)
     if focal:
         gamma = constants.gamma
-        on, off = on * power(gamma, above, more), off * power(gamma, below, more)
+        on, off = on * constants.power(above, more), off * constants.power(below, more)
         if share is not None and rest is not None:  # what sigmoid^gamma adds to the derivative, as if to the sigmoid
             share, rest = (
                 fma(gamma, weighed(rest, up), share),
@@ -685,14 +695,6 @@ def binary_logits(
             )
     loss = weighed(on, down) + weighed(off, up)
     return loss, None if share is None or rest is None else off * share - on * rest
-
-
-def power(gamma: Value, large: Value, small: Value) -> Value:
-    """Return exp(-gamma (large + small)), with what rounding drops from the exponent."""
-    high, low = two_sum(gamma * large, gamma * small)
-    low = low + fma(gamma, large, gamma * large * -1.0) + fma(gamma, small, gamma * small * -1.0)
-    result = exponential(high * -1.0)
-    return fma(result, select(low.equals(low), low * -1.0, 0.0), result)  # nothing is dropped from infinity
 
 
 def binary_probabilities(
