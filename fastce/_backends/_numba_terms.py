@@ -644,7 +644,8 @@ class Constants:
         """Return what multiplies the gradient."""
         if grad_output is None:
             return self._scale
-        return (grad_output.to("f8") * self._call.grad_scale.splat(self._x.lanes)).to(self._x.real)
+        scale: Value = self._call.grad_scale
+        return (grad_output.to("f8") * scale.splat(self._x.lanes)).to(self._x.real)
 
     def power(self, large: Value, small: Value) -> Value:
         """Return exp(-gamma (large + small)): what rounding drops from the exponent multiplies it."""
