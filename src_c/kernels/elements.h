@@ -180,7 +180,7 @@ static const real *get_elements(const fastce_array *a, const char *base, ptrdiff
 static int64_t first_bad_element(const task *t, const rows *r, const real *target) {
     const vec lowest = v_set1(0), highest = v_set1((real)t->largest_target);
     vec bad = lowest;
-    if (t->problem->kind == FASTCE_SQUARES) return -1;
+    if (t->any_target) return -1;
     for (int64_t i = 0; i < r->count; i += LANES) {
         vec x = v_load(target + i);
         bad = v_select(v_eq(clipped(x, lowest, highest), x), bad, highest);
