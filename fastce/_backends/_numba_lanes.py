@@ -332,6 +332,35 @@ class Value:
         return Value(self.builder, self._call(self.ir.type, f"{name}.{suffix}", arguments))
 
 
+@functools.cache
+def has_feature(name: str) -> bool:
+    """Tell whether kernels are compiled for a feature of the processor, in LLVM's words."""
+    from numba.core.registry import cpu_target
+
+    return f"+{name}" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+
+
+def table_size() -> int:
+    """Return how many integers of 32 bits `lookup` finds in one register, or 1."""
+    return 16 if has_feature("avx512f") else 8 if has_feature("avx2") else 1
+
+
+def lookup(table: Sequence[int], index: Value) -> Value:
+    """Return the entries, ``table_size()`` of them in all, that the lowest bits of integers of 32 bits say."""
+    size = len(table)
+    name = {16: "llvm.x86.avx512.permvar.si.512", 8: "llvm.x86.avx2.permd"}[size]
+    entries = ir.Constant(ir.VectorType(ir.IntType(32), size), list(table))
+
+    def found(part: Value) -> Value:
+        if part.count != size:
+            low, high = part.halves()
+            return found(low).join(found(high))
+        return Value(part.builder, part._call(part.ir.type, name, [entries, part.ir]))
+
+    # permvar takes the table first, permd too; both look at the lowest bits only.
+    return found(index)
+
+
 def fma(a: Value, b: Value | float, c: Value | float) -> Value:
     """Return a·b + c, rounded once."""
     return a.call("llvm.fma", a.like(b), a.like(c))
@@ -592,7 +621,7 @@ def traced(function: Callable[..., Any]) -> Any:
 
 
 def _wrap(context: Any, builder: ir.IRBuilder, arguments: tuple[types.Type, ...], values: Any) -> list[Any]:
-    f16c = "+f16c" in context.codegen().magic_tuple()[2]
+    f16c = has_feature("f16c")
     wrapped: list[Any] = []
     for argument, value in zip(arguments, values, strict=True):
         if isinstance(argument, Stream):

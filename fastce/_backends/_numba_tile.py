@@ -288,11 +288,10 @@ def row_target(call: Struct, tile: Struct, i: Value, k: Value, n: Value, dense: 
     def make(_: Value) -> State:
         def some(first: Value, count: int, live: Value | None) -> State:
             loaded = (part.load(first, count, live, 0.0) for part in (t, w, v))
-            for index, (t_k, w_k, v_k) in enumerate(zip(*loaded, strict=True)):
-                q.store(made.at(first + index), fma(t_k, w_k, v_k))
+            made.store(first, [fma(*three) for three in zip(*loaded, strict=True)], live)
             return ()
 
-        each(n // q.lanes, n % q.lanes, (), some)
+        each(n, q.lanes, (), some)
         return (made.address,)
 
     (address,) = when(call.dense_weight > 0, (t.address,), make)
@@ -367,7 +366,7 @@ def maximum_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory 
         n = smaller(call.n_classes - k, BLOCK)
         logits = row_logits(call, tile, i, k, n, x)
         targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
-        return sweep(state, logits, targets, n // x.lanes, n % x.lanes, k > 0)
+        return sweep(state, logits, targets, n, x.lanes, k > 0)
 
     top, ties, *sums = loop(0, call.n_classes, BLOCK, nothing(x, q, across=False), block)
     total, *target = split(tuple(sums), x)
@@ -429,7 +428,7 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, *, keep: bool) 
             (term,) = when(at.within(some * x.lanes), (in_float64(terms, row=True),), without)
             return accumulate(total, term)
 
-        return each(n // x.lanes, n % x.lanes, total, some)
+        return each(n, x.lanes, total, some)
 
     rest = sum_of_lanes(loop(0, call.n_classes, BLOCK, no_sum(x, across=False), block))
     tile.top[i] = logit
@@ -570,12 +569,12 @@ def row_output(
 
         def compute() -> State:
             targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
-            row.write(row_logits(call, tile, i, k, n, x), targets, put, n // x.lanes, n % x.lanes, logarithm)
+            row.write(row_logits(call, tile, i, k, n, x), targets, put, n, x.lanes, logarithm)
             return ()
 
         def scale() -> State:
             kept = kept_row(call, tile, i, x)
-            row.scale(kept._replace(address=kept.at(k // x.lanes)), put, n // x.lanes, n % x.lanes)
+            row.scale(kept._replace(address=kept.at(k // x.lanes)), put, n)
             return ()
 
         def scatter() -> State:
@@ -808,8 +807,7 @@ def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Val
     stride, inner = call.class_stride[DENSE], call.inner[DENSE]
     start = tile.at[DENSE]
 
-    def worse(address: Value, live: Value | None, flags: Value) -> Value:
-        t = dense.load(address, live)
+    def worse(t: Value, flags: Value) -> Value:
         return select((t >= 0.0) & (t < math.inf), flags, 1.0)
 
     def row(i: Value) -> State:
@@ -818,11 +816,11 @@ def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Val
             place = side_by_side(dense, start + i * inner + k * stride, stride, count, tile.dense.at(0))
 
             def some(first: Value, some: int, live: Value | None, flags: Value) -> State:
-                for index in range(some):
-                    flags = worse(place + (first + index) * dense.step, live, flags)
+                for t in Vectors(dense, place, dense.step).load(first, some, live, 0.0):
+                    flags = worse(t, flags)
                 return (flags,)
 
-            return each(count // dense.lanes, count % dense.lanes, (flags,), some)
+            return each(count, dense.lanes, (flags,), some)
 
         (flags,) = loop(0, call.n_classes, BLOCK, (dense.constant(0.0),), block)
         tile.flag[i] = maximum(tile.flag[i], flags.reduce(maximum).to("f8"))
@@ -834,7 +832,7 @@ def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Val
         def positions(i: Value) -> State:
             flags = tile.flag.at(i)
             so_far = flags.read(64, dense.lanes).from_bits().to(dense.real)
-            flags.write(worse(tile.dense.at(0) + i * dense.itemsize, None, so_far).to("f8"))
+            flags.write(worse(dense.load(tile.dense.at(0) + i * dense.itemsize), so_far).to("f8"))
             return ()
 
         return loop(0, n, dense.lanes, (), positions)
