@@ -120,7 +120,4 @@ def output(
                 vector.clear_row(call, tile, i, out)
     else:
         vector.tile_output(call, tile, n, x, dense, q, out, logarithm)
-    if call.start[LABELS] != 0:
-        for i in range(n):
-            if tile.sample[i] > 0.0:
-                vector.put_label(call, tile, i, out)
+        vector.put_labels(call, tile, n, out)

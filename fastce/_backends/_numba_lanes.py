@@ -20,6 +20,9 @@ from numba.extending import NativeValue, intrinsic, models, register_model, unbo
 LANES = {"f4": 32, "f8": 16}
 """Elements in a vector of float32 and of float64: two to four registers, so that independent chains interleave."""
 
+LINE = 64
+"""Bytes of a cache line."""
+
 _INT64 = ir.IntType(64)
 _REALS = {"f4": ir.FloatType(), "f8": ir.DoubleType()}
 
@@ -255,10 +258,16 @@ class Value:
         function = ir.FunctionType(ir.VoidType(), [argument.ir.type for argument in arguments])
         self.builder.call(self.builder.inttoptr(self.ir, function.as_pointer()), [a.ir for a in arguments])
 
-    def write(self, value: Value, mask: Value | None = None) -> None:
-        """Store a value at this address, or the integers for which the mask holds."""
+    def write(self, value: Value, mask: Value | None = None, *, past_caches: bool = False) -> None:
+        """Store a value at this address, or the integers for which the mask holds.
+
+        Where it goes past the caches the address begins a line, and `fence` follows before others read.
+        """
         if mask is None:
-            self.builder.store(value.ir, self.pointer()).align = 1
+            stored = self.builder.store(value.ir, self.pointer())
+            stored.align = LINE if past_caches else 1
+            if past_caches:
+                stored.set_metadata("nontemporal", self.builder.module.add_metadata([ir.IntType(32)(1)]))
             return
         name = f"llvm.masked.store.v{value.count}i{value.element.width}.p0"
         self._call(ir.VoidType(), name, [value.ir, self.pointer(), ir.Constant(ir.IntType(32), 1), mask.ir])
@@ -267,6 +276,10 @@ class Value:
         """Copy some bytes to this address."""
         never_volatile = ir.Constant(ir.IntType(1), 0)
         self._call(ir.VoidType(), "llvm.memcpy.p0.p0.i64", [self.pointer(), source.pointer(), size.ir, never_volatile])
+
+    def fence(self) -> None:
+        """Have all that was stored so far in memory before what follows."""
+        self.builder.fence("seq_cst")
 
     def prefetch(self) -> None:
         """Ask for the cache line at this address."""
@@ -418,16 +431,21 @@ class Memory:
 
     def prefetch(self, address: Value) -> None:
         """Ask for the cache lines of a vector."""
-        for line in range(0, self.lanes * self.itemsize, 64):
+        for line in range(0, self.lanes * self.itemsize, LINE):
             (address + line).prefetch()
 
     def indices(self) -> Value:
         """Return the vector 0, 1, 2, … of integers as wide as a comparison likes them."""
         return self.address.integer(0, 8 * self.real_size).indices(self.lanes)
 
-    def store(self, address: Value, value: Value, live: Value | None = None) -> None:
+    def store(self, address: Value, value: Value, live: Value | None = None, *, past_caches: bool = False) -> None:
         """Write a vector, or the first ``live`` of its elements."""
-        address.write(self._encode(value), None if live is None else self.mask(live))
+        mask = None if live is None else self.mask(live)
+        address.write(self._encode(value), mask, past_caches=past_caches)
+
+    def store_one(self, address: Value, value: Value) -> None:
+        """Write one element."""
+        address.write(self._encode(value))
 
     def mask(self, live: Value) -> Value:
         """Return which of a vector's elements are among the first ``live``."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fastce._backends._numba_lanes import (
+    LINE,
     Memory,
     State,
     Value,
@@ -151,10 +152,11 @@ class Vectors(NamedTuple):
         """Return some, or their ``live`` first elements with the others filled in."""
         return [self.memory.load(self.at(first + i), self._live(live, i), fill) for i in range(count)]
 
-    def store(self, first: Value, values: list[Value], live: Value | None) -> None:
+    def store(self, first: Value, values: list[Value], live: Value | None, *, past_caches: bool = False) -> None:
         """Write some, or their ``live`` first elements."""
         for i, value in enumerate(values):
-            self.memory.store(self.at(first + i), value, self._live(live, i))
+            past = past_caches and live is None
+            self.memory.store(self.at(first + i), value, self._live(live, i), past_caches=past)
 
     def _live(self, live: Value | None, index: int) -> Value | None:
         return None if live is None else live - index * self.memory.lanes
@@ -337,14 +339,30 @@ class Row(NamedTuple):
 
         each(n, lanes, (), some)
 
-    def scale(self, exponentials: Vectors, out: Vectors, n: Value) -> None:
-        """Write the gradient without the label of a row whose exponentials are known."""
+    def scale(self, exponentials: Vectors, out: Vectors, n: Value, *, past_caches: bool) -> State:
+        """Write the gradient of a row whose exponentials are known; past the caches ``out`` begins a line."""
 
         def some(first: Value, count: int, part: Value | None) -> State:
-            out.store(first, [e * self.factor for e in exponentials.load(first, count, part, 0.0)], part)
+            values = [e * self.factor for e in exponentials.load(first, count, part, 0.0)]
+            out.store(first, values, part, past_caches=past_caches)
             return ()
 
-        each(n, out.memory.lanes, (), some)
+        return each(n, out.memory.lanes, (), some)
+
+    def stream(self, exponentials: Vectors, out: Vectors, n: Value) -> State:
+        """Do the same past the caches: what comes before the first whole line is written apart."""
+        size = out.memory.itemsize
+        head = smaller((out.address.like(0) - out.address) % LINE // size, n)
+
+        def begin() -> State:
+            part = exponentials.load(head.like(0), -(-LINE // size // out.memory.lanes), head, 0.0)
+            out.store(head.like(0), [e * self.factor for e in part], head)
+            return ()
+
+        when(head > 0, (), begin)
+        later = exponentials._replace(address=exponentials.address + head * exponentials.memory.itemsize)
+        there = out._replace(address=out.address + head * size)
+        return self.scale(later, there, n - head, past_caches=True)
 
     def _gradient(self, logit: Value, t: Value, value: Value) -> Value:
         # Where all of q is on the maximum, its gradient keeps relative accuracy.

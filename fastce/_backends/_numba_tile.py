@@ -56,7 +56,14 @@ FEW = 32
 """Classes done at once across positions, at most: TILE of each are gathered."""
 
 KEPT = 32768
-"""Exponentials kept from the sums of a tile's rows to their gradient, at most, but for the last vector of each row."""
+"""Exponentials kept from the sums of a tile's rows to their gradient, but for the last vector of each row, and where
+one row has more."""
+
+KEPT_BYTES = 1 << 20
+"""Exponentials of one row kept, at most: some share of the second cache."""
+
+STREAMED = 1 << 22
+"""Bytes of output beyond which it goes past the caches."""
 
 AHEAD = 4096
 """Bytes ahead of its use that memory is asked for: a page, so that its translation comes along."""
@@ -96,6 +103,7 @@ CALL = np.dtype(
         ("values", "i8"),
         ("blocks", "i8"),
         ("lse", "i8"),
+        ("streamed", "i8"),  # whether rows of the output go past the caches
         ("target_scale", "f8"),
         ("z_loss", "f8"),
         ("grad_scale", "f8"),
@@ -153,7 +161,7 @@ SCRATCH = np.dtype(
         ("q", "f8", FEW * TILE),
         ("dense", "f8", FEW * TILE),
         ("out", "f8", FEW * TILE),
-        ("exponentials", "f8", KEPT + 64 * 32),
+        ("exponentials", "u1", KEPT_BYTES + 64 * 32 * 8),
     ]
 )
 """A thread's working memory."""
@@ -394,7 +402,7 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, *, keep: bool) 
     """
     logit: Value = tile.label_logit[i]
     shift = logit.to(x.real).splat(x.lanes)
-    kept, fits = kept_row(call, tile, i, x), call.n_classes < KEPT + 1
+    kept, fits = kept_row(call, tile, i, x), call.n_classes < KEPT_BYTES // x.real_size + 1
 
     def block(k: Value, *total: Value) -> State:
         n = smaller(call.n_classes - k, BLOCK)
@@ -566,29 +574,35 @@ def row_output(
         n = smaller(call.n_classes - k, BLOCK)
         to, buffer = start + k * stride, tile.out.at(0)
         put = Vectors(out, select(beside, to, buffer), out.step)
+        targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
+        row.write(row_logits(call, tile, i, k, n, x), targets, put, n, x.lanes, logarithm)
+        return when(~beside, (), lambda: scatter(to, buffer, n))
 
-        def compute() -> State:
-            targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
-            row.write(row_logits(call, tile, i, k, n, x), targets, put, n, x.lanes, logarithm)
-            return ()
+    def scatter(to: Value, buffer: Value, n: Value) -> State:
+        copy(out, to, stride, buffer, size, n)
+        return ()
 
-        def scale() -> State:
-            kept = kept_row(call, tile, i, x)
-            row.scale(kept._replace(address=kept.at(k // x.lanes)), put, n)
-            return ()
+    def compute() -> State:
+        loop(0, call.n_classes, BLOCK, (), block)
+        when(call.start[LABELS].differs(0), (), lambda: put_label(call, tile, i, out))
+        return ()
 
-        def scatter() -> State:
-            copy(out, to, stride, buffer, size, n)
-            return ()
+    def scale() -> State:
+        kept = kept_row(call, tile, i, x)
+        # The factor makes of it the gradient at the label, where all of q is.
+        kept.memory.store_one(kept.address + tile.label[i] * x.real_size, (tile.rest[i] * -1.0).to(x.real))
+        put = Vectors(out, start, out.step)
+        past = (call.streamed > 0) & (start % size).equals(0)
+        when(past, (), lambda: row.stream(kept, put, call.n_classes))
+        when(~past, (), lambda: row.scale(kept, put, call.n_classes, past_caches=False))
+        return ()
 
-        if shifted is None:
-            compute()
-        else:
-            when(tile.kept_rows[i] > 0, (), scale)
-            when(tile.kept_rows[i] < 1, (), compute)
-        return when(~beside, (), scatter)
-
-    loop(0, call.n_classes, BLOCK, (), block)
+    if shifted is None:
+        compute()
+    else:
+        kept = beside & (tile.kept_rows[i] > 0)
+        when(kept, (), scale)
+        when(~kept, (), compute)
 
 
 @traced
@@ -638,11 +652,21 @@ def clear_row(call: Struct, tile: Struct, i: Value, out: Memory) -> None:
     loop(0, call.n_classes, 1, (), one)
 
 
-@traced
-def put_label(call: Struct, tile: Struct, i: Value, out: Memory) -> None:
+def put_label(call: Struct, tile: Struct, i: Value, out: Memory) -> State:
     """Write the gradient at the label of row i."""
     place = tile.at[OUT] + i * call.inner[OUT] + tile.label[i] * call.class_stride[OUT]
-    out.store(place, tile.at_label[i])
+    out.store_one(place, tile.at_label[i])
+    return ()
+
+
+@traced
+def put_labels(call: Struct, tile: Struct, n: Value, out: Memory) -> None:
+    """Write the gradient at the labels of the tile."""
+
+    def one(i: Value) -> State:
+        return when(tile.sample[i] > 0.0, (), lambda: put_label(call, tile, i, out))
+
+    when(call.start[LABELS].differs(0), (), lambda: loop(0, n, 1, (), one))
 
 
 @traced
@@ -890,6 +914,12 @@ def end_block(call: Struct, tile: Struct, block: Value, bad: Value) -> None:
         for part, value in enumerate((high, low)):
             (answer + 8 * (2 * which + part)).write(value.lane(0))
     (answer + 32).write(bad)
+
+    def wait() -> State:
+        bad.fence()
+        return ()
+
+    when(call.streamed > 0, (), wait)
 
 
 @traced

@@ -38,6 +38,7 @@ from fastce._backends._numba_tile import (
     SCRATCH,
     SCRATCH_BYTES,
     SHARED_BYTES,
+    STREAMED,
     TILE,
 )
 from fastce._problem import Array, Output, Problem, Totals
@@ -343,6 +344,7 @@ def _make_plan(p: Problem, checking: bool) -> _Plan:
     call["block_rows"] = block_rows = _block_rows(n_rows, n_classes, tile)
     call["n_blocks"] = n_blocks = -(-n_rows // block_rows)
     call["lse"] = p.output is Output.LSE
+    call["streamed"] = not checking and p.out is not None and p.out.nbytes > STREAMED
     if p.labels is not None:
         call["label_bits"] = 8 * p.labels.itemsize
         call["label_unused"] = 64 - 8 * p.labels.itemsize if p.labels.dtype.kind == "i" else 0
