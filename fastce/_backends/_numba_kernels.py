@@ -65,6 +65,7 @@ def kernel(
     call: Any, tile: Any, task: Any, x: Any, dense: Any, q: Any, out: Any, logarithm: Any, across: Any, shifted: Any
 ) -> None:
     """Do a task; without logits (x) only check the rows and add up their weights."""
+    vector.start_task(tile)
     for block in range(call.n_blocks * task // call.n_tasks, call.n_blocks * (task + 1) // call.n_tasks):
         vector.start_block(tile)
         bad = call.n_rows
@@ -88,6 +89,10 @@ def kernel(
                 output(call, tile, n, x, dense, q, out, logarithm, across, shifted)
             position += n
         vector.end_block(call, tile, block, bad)
+    if out is not None:
+        if across is None and shifted is not None:
+            vector.see_off(call, tile, x, out)
+        vector.end_task(call)
 
 
 @njit(inline="always")
@@ -113,11 +118,16 @@ def output(
 ) -> None:
     """Write the output of a tile."""
     if across is None:
+        if shifted is not None:
+            vector.see_off(call, tile, x, out)
+            vector.start_leaving(call, tile, n, x, out)
         for i in range(n):
             if tile.sample[i] > 0.0:
                 vector.row_output(call, tile, i, x, dense, q, out, logarithm, shifted)
             else:
                 vector.clear_row(call, tile, i, out)
+        if shifted is not None:
+            vector.end_leaving(call, tile, n, x, out)
     else:
         vector.tile_output(call, tile, n, x, dense, q, out, logarithm)
         vector.put_labels(call, tile, n, out)

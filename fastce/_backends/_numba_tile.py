@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastce._backends._numba_lanes import (
+    LINE,
     Items,
     Memory,
     State,
@@ -59,11 +60,19 @@ KEPT = 32768
 """Exponentials kept from the sums of a tile's rows to their gradient, but for the last vector of each row, and where
 one row has more."""
 
+MOST_ROWS = 64
+"""Rows of a tile that are done row by row, at most."""
+
 KEPT_BYTES = 1 << 20
 """Exponentials of one row kept, at most: some share of the second cache."""
 
 STREAMED = 1 << 22
 """Bytes of output beyond which it goes past the caches."""
+
+KEPT_ROOM = KEPT_BYTES + MOST_ROWS * 32 * 8
+
+GATHERED = 512
+"""Classes up to which the rows of a tile are gathered to one run of memory before they leave past the caches."""
 
 AHEAD = 4096
 """Bytes ahead of its use that memory is asked for: a page, so that its translation comes along."""
@@ -161,7 +170,15 @@ SCRATCH = np.dtype(
         ("q", "f8", FEW * TILE),
         ("dense", "f8", FEW * TILE),
         ("out", "f8", FEW * TILE),
-        ("exponentials", "u1", KEPT_BYTES + 64 * 32 * 8),
+        # Rows that leave past the caches, a line at a time, while the next tile is computed:
+        ("leaving", "i8", 3),  # from where, to where, and how many elements
+        ("leaving_factor", "f8"),
+        ("waiting", "i8"),  # rows that follow, one with each row of the next tile
+        ("waiting_to", "i8", MOST_ROWS),
+        ("waiting_factor", "f8", MOST_ROWS),
+        ("way", "i8"),
+        ("turn", "i8"),  # whose turn it is of two rooms for exponentials; the other one is leaving
+        ("exponentials", "u1", 2 * KEPT_ROOM),
     ]
 )
 """A thread's working memory."""
@@ -364,7 +381,7 @@ def row_sums(
         maximum_sums(call, tile, i, x, dense, q)
         return ()
 
-    when(~shifted_sum(call, tile, i, x, keep=out is not None), (), again)
+    when(~shifted_sum(call, tile, i, x, out), (), again)
 
 
 def maximum_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory | None, q: Memory | None) -> None:
@@ -387,14 +404,151 @@ def maximum_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory 
 SHIFTED_LIMIT = {"f4": 1e18, "f8": 1e150}
 
 
-def kept_row(call: Struct, tile: Struct, i: Value, x: Memory) -> Vectors:
-    """Return where the exponentials of row i are kept."""
+def kept_row(call: Struct, tile: Struct, i: Value, x: Memory, turn: Value | None = None) -> Vectors:
+    """Return where the exponentials of row i are kept, one row after the other."""
     reals = x.computed()
-    place = i * ((call.n_classes + (x.lanes - 1)) // x.lanes) * reals.step
-    return Vectors(reals, tile.exponentials.at(0) + place, reals.step)
+    room = tile.exponentials.at(0) + (tile.turn if turn is None else turn) * KEPT_ROOM
+    return Vectors(reals, room + i * call.n_classes * x.real_size, reals.step)
 
 
-def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, *, keep: bool) -> Value:
+class Leaving(NamedTuple):
+    """Exponentials that leave past the caches, times a factor: from a line's begin on, as many as ``left``."""
+
+    source: Value
+    to: Value
+    left: Value
+
+    @staticmethod
+    def of(tile: Struct) -> Leaving:
+        return Leaving(*(tile.leaving[index] for index in range(3)))
+
+    def put(self, tile: Struct) -> None:
+        for index, value in enumerate(self):
+            tile.leaving[index] = value
+
+    def send(self, count: int, factor: Value, x: Memory, out: Memory) -> Leaving:
+        """Send some vectors, where so much is left."""
+
+        def vectors(source: Value, to: Value, left: Value) -> State:
+            for index in range(count):
+                e = x.computed().load(source + index * x.lanes * x.real_size)
+                out.store(to + index * x.lanes * out.itemsize, e * factor, past_caches=True)
+            n = count * x.lanes
+            return source + n * x.real_size, to + n * out.itemsize, left - n
+
+        return Leaving(*when(self.left > count * x.lanes - 1, self, vectors))
+
+
+def put_line(x: Memory, out: Memory, source: Value, to: Value, factor: Value, live: Value | None = None) -> None:
+    """Write a whole line past the caches, or its ``live`` first elements through them."""
+    count = LINE // out.itemsize
+    e = x.computed().beside(to).load(source, live, lanes=count)
+    out.beside(to).store(to, e * factor.to(x.real).splat(count), live, past_caches=live is None)
+
+
+def begin_leaving(tile: Struct, x: Memory, out: Memory, source: Value, to: Value, n: Value, factor: Value) -> None:
+    """Let elements leave: those before the first whole line at once, the others when they are sent."""
+    size = out.itemsize
+
+    def begin(source: Value, to: Value, n: Value, factor: Value, leaving: Value, its_factor: Value) -> None:
+        # The last line, if not whole, goes through the caches: the stores behind it would wait for it.
+        (to + n * size).prefetch(to_write=True)
+        head = smaller((to.like(0) - to) % LINE // size, n)
+        when(head > 0, (), lambda: put_line(x, out, source, to, factor, head) or ())
+        for index, value in enumerate((source + head * x.real_size, to + head * size, n - head)):
+            (leaving + 8 * index).write(value)
+        its_factor.write(factor)
+
+    place = tile.leaving.at(0)
+    outlined(f"fastce_begin_{x.code}_{out.code}", (source, to, n, factor, place, place + 24), begin)
+
+
+def finish_leaving(tile: Struct, x: Memory, out: Memory) -> None:
+    """Send all that is leaving."""
+
+    def finish(leaving: Value) -> None:
+        source, to, left = ((leaving + 8 * index).read(64) for index in range(3))
+        factor = (leaving + 24).read(64).from_bits()
+        count = LINE // out.itemsize
+
+        def line(i: Value, source: Value, to: Value) -> State:
+            put_line(x, out, source, to, factor)
+            return source + count * x.real_size, to + LINE
+
+        rest = left % count
+        source, to = loop(0, left - rest, count, (source, to), line)
+        when(rest > 0, (), lambda: put_line(x, out, source, to, factor, rest) or ())
+        (leaving + 16).write(left.like(0))
+
+    outlined(f"fastce_finish_{x.code}_{out.code}", (tile.leaving.at(0),), finish)
+
+
+def begin_row(call: Struct, tile: Struct, i: Value, x: Memory, out: Memory) -> None:
+    """Let row i of the tile before leave, if it waits."""
+
+    def begin() -> State:
+        source = kept_row(call, tile, i, x, 1 - tile.turn).address
+        begin_leaving(tile, x, out, source, tile.waiting_to[i], call.n_classes, tile.waiting_factor[i])
+        tile.waiting_to[i] = i.like(0)
+        return ()
+
+    waits = i < tile.waiting
+    when(waits & tile.waiting_to[select(waits, i, 0)].differs(0), (), begin)
+
+
+@traced
+def see_off(call: Struct, tile: Struct, x: Memory, out: Memory) -> None:
+    """Send what the tile before has left."""
+
+    def row(i: Value) -> State:
+        begin_row(call, tile, i, x, out)
+        finish_leaving(tile, x, out)
+        return ()
+
+    finish_leaving(tile, x, out)
+    loop(0, tile.waiting, 1, (), row)
+    tile.waiting = call.n_rows.like(0)
+
+
+DIRECT, ROW_BY_ROW, TOGETHER = range(3)
+"""How rows whose exponentials are kept leave: at once and through the caches, or past them while the next tile is
+computed, each row for itself or all rows of a tile as one run of memory."""
+
+
+@traced
+def start_leaving(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory) -> None:
+    """Choose how the rows of the tile leave."""
+    size = n.like(out.itemsize)
+
+    def choose(_: Value) -> State:
+        def kept(i: Value, all_kept: Value) -> State:
+            tile.waiting_to[i] = i.like(0)
+            return (select(tile.sample[i] > 0.0, smaller(all_kept, tile.kept_rows[i]), 0),)
+
+        (all_kept,) = loop(0, n, 1, (n.like(1),), kept)
+        packed = call.inner[OUT].equals(size * call.n_classes) & (call.n_classes < GATHERED + 1)
+        return (select(packed & (all_kept > 0), n.like(TOGETHER), ROW_BY_ROW),)
+
+    in_lines = (call.streamed > 0) & call.class_stride[OUT].equals(size)
+    aligned = (tile.at[OUT] % size).equals(0) & (call.inner[OUT] % size).equals(0)
+    (tile.way,) = when(in_lines & aligned, (n.like(DIRECT),), choose)
+
+
+@traced
+def end_leaving(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory) -> None:
+    """Let the rows of the tile leave that were not written at once."""
+
+    def together() -> State:
+        source = kept_row(call, tile, n.like(0), x).address
+        begin_leaving(tile, x, out, source, tile.at[OUT], n * call.n_classes, call.grad_scale.like(1.0))
+        return ()
+
+    when(tile.way.equals(TOGETHER), (), together)
+    tile.waiting = select(tile.way.equals(ROW_BY_ROW), n, 0)
+    tile.turn = select(tile.way.equals(DIRECT), tile.turn, 1 - tile.turn)
+
+
+def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, out: Memory | None) -> Value:
     """Leave the sums of row i relative to the logit of its label; return whether they are of use.
 
     No maximum is needed, and no class but the label left out: r is the sum of exp(x_k - x_y) over the others. Where
@@ -403,26 +557,32 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, *, keep: bool) 
     logit: Value = tile.label_logit[i]
     shift = logit.to(x.real).splat(x.lanes)
     kept, fits = kept_row(call, tile, i, x), call.n_classes < KEPT_BYTES // x.real_size + 1
+    leaving: State = ()
+    if out is not None:
+        begin_row(call, tile, i, x, out)
+        leaving = Leaving.of(tile)
+        factor = tile.leaving_factor.to(x.real).splat(x.lanes)
 
-    def block(k: Value, *total: Value) -> State:
+    def block(k: Value, *state: Value) -> State:
         n = smaller(call.n_classes - k, BLOCK)
         vectors = row_logits(call, tile, i, k, n, x)
         label = tile.label[i] - k
 
-        def some(first: Value, some: int, live: Value | None, *total: Value) -> State:
+        def some(first: Value, some: int, live: Value | None, *state: Value) -> State:
+            leaving, total = state[: len(state) - width], state[len(state) - width :]
             terms = [
                 exponential(logits - shift, bounded=False) for logits in vectors.load(first, some, live, -math.inf)
             ]
             vectors.prefetch(first, some, AHEAD)
             at = label - first * x.lanes
-            if keep:
+            if out is not None:
 
                 def store() -> State:
-                    for index, term in enumerate(terms):
-                        kept.memory.store(kept.at(k // x.lanes + first + index), term)
+                    kept.store(k // x.lanes + first, terms, None)
                     return ()
 
                 when(fits, (), store)
+                leaving = Leaving(*leaving).send(some, factor, x, out)
 
             def without(*_: Value) -> State:
                 kept = [
@@ -434,15 +594,20 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, *, keep: bool) 
                 return (in_float64(kept, row=True),)
 
             (term,) = when(at.within(some * x.lanes), (in_float64(terms, row=True),), without)
-            return accumulate(total, term)
+            return *leaving, *accumulate(total, term)
 
-        return each(n, x.lanes, total, some)
+        return each(n, x.lanes, state, some)
 
-    rest = sum_of_lanes(loop(0, call.n_classes, BLOCK, no_sum(x, across=False), block))
+    nothing = no_sum(x, across=False)
+    width = len(nothing)
+    end = loop(0, call.n_classes, BLOCK, (*leaving, *nothing), block)
+    rest = sum_of_lanes(end[len(end) - width :])
     tile.top[i] = logit
     tile.rest[i] = rest
     useful = (rest < SHIFTED_LIMIT[x.real]) & (logit > -math.inf) & (logit < math.inf)
-    if keep:
+    if out is not None:
+        Leaving(*end[:3]).put(tile)
+        when(tile.waiting > 0, (), lambda: finish_leaving(tile, x, out) or ())
         tile.kept_rows[i] = (useful & fits).extend(64)
     return useful
 
@@ -591,10 +756,14 @@ def row_output(
         kept = kept_row(call, tile, i, x)
         # The factor makes of it the gradient at the label, where all of q is.
         kept.memory.store_one(kept.address + tile.label[i] * x.real_size, (tile.rest[i] * -1.0).to(x.real))
-        put = Vectors(out, start, out.step)
-        past = (call.streamed > 0) & (start % size).equals(0)
-        when(past, (), lambda: row.stream(kept, put, call.n_classes))
-        when(~past, (), lambda: row.scale(kept, put, call.n_classes, past_caches=False))
+        when(tile.way.equals(ROW_BY_ROW), (), wait)
+        when(tile.way.equals(DIRECT), (), lambda: row.scale(kept, Vectors(out, start, out.step), call.n_classes))
+        when(tile.way.equals(TOGETHER), (), lambda: row.scale(kept, kept, call.n_classes))
+        return ()
+
+    def wait() -> State:
+        tile.waiting_to[i] = start
+        tile.waiting_factor[i] = tile.factor[i]
         return ()
 
     if shifted is None:
@@ -603,6 +772,13 @@ def row_output(
         kept = beside & (tile.kept_rows[i] > 0)
         when(kept, (), scale)
         when(~kept, (), compute)
+
+
+@traced
+def start_task(tile: Struct) -> None:
+    """Begin with nothing that is leaving."""
+    nothing = tile.sums[0].like(0.0).bits()
+    tile.leaving[2] = tile.waiting = tile.turn = nothing
 
 
 @traced
@@ -915,11 +1091,11 @@ def end_block(call: Struct, tile: Struct, block: Value, bad: Value) -> None:
             (answer + 8 * (2 * which + part)).write(value.lane(0))
     (answer + 32).write(bad)
 
-    def wait() -> State:
-        bad.fence()
-        return ()
 
-    when(call.streamed > 0, (), wait)
+@traced
+def end_task(call: Struct) -> None:
+    """Have all of the output in memory."""
+    call.n_rows.fence()
 
 
 @traced
