@@ -117,8 +117,14 @@ def _fractions(steps: int) -> tuple[int, ...]:
     return tuple(round((2.0 ** (j / steps) - 1.0) * 2**23) - (j << (24 - steps.bit_length())) for j in range(steps))
 
 
+_LOG_SINGLE = (0.29590317606925964, 0.39988550543785095, 0.6666668653488159)
+"""The same for float32, R/s in s^2 by interpolation on |s| <= 0.172."""
+
+
 def log1p(x: Value) -> Value:
-    """Return log(1 + x) for float64 x >= 0 to about 1 ULP; NaN for NaN and infinity."""
+    """Return log(1 + x) for x >= 0 to about 1 ULP; in float32 below 2^100. NaN for NaN, in float64 for infinity too."""
+    if x.real == "f4":
+        return _log1p_single(x)
     u, dropped = two_sum(x, x.like(1.0))
     bits = u.bits() + (0x3FF0000000000000 - 0x3FE6A09E667F3BCD)
     # The exponent as a float64, by way of the bits of 1.5*2^52 plus it.
@@ -132,6 +138,21 @@ def log1p(x: Value) -> Value:
         series = fma(series, z, coefficient)
     low = fma(exponent, _LOG2_LOW, dropped / u)
     return fma(exponent, _LOG2_HIGH, f - (half - fma(s, half + z * series, low)))
+
+
+def _log1p_single(x: Value) -> Value:
+    exponent = ((x + 1.0) * math.sqrt(2.0)).bits() >> 23
+    power = ((exponent * -1 + 2 * 127) << 23).from_bits()  # 2^-e, which brings 1 + x near 1
+    f = fma(x, power, power - 1.0)
+    e = (exponent | 0x4B000000).from_bits() - (2.0**23 + 127)
+    half = f * f * 0.5
+    s = f / (f + 2.0)
+    z = s * s
+    series = z.like(_LOG_SINGLE[0])
+    for coefficient in _LOG_SINGLE[1:]:
+        series = fma(series, z, coefficient)
+    low = fma(s, fma(series, z, half), e * 1.428606765330187e-06)
+    return fma(e, 0.693145751953125, f - (half - low))
 
 
 class Vectors(NamedTuple):

@@ -50,6 +50,10 @@ from fastce._backends._numba_math import (
 TILE = 256
 """Positions of a tile, at most."""
 
+PITCH = TILE + 16
+"""Positions from one class to the next, where classes are gathered: no power of two, lest a load seem to depend on a
+store some pages away."""
+
 BLOCK = 2048
 """Classes of a row done at once, at most."""
 
@@ -140,36 +144,39 @@ SUMS = 4 * GROUP
 SCRATCH = np.dtype(
     [
         ("at", "i8", OPERANDS),  # where the tile starts
-        ("label", "i8", TILE),
+        ("label", "i8", PITCH),
         # Of each row of the tile: what goes in,
-        ("flag", "f8", TILE),  # 1 where bad
-        ("sample", "f8", TILE),  # s; 0 marks an ignored row
-        ("scale", "f8", TILE),  # of the gradient
-        ("weight", "f8", TILE),  # in the mean's denominator
-        ("label_mass", "f8", TILE),  # q at the label / s, but for the class vector
-        ("label_vector", "f8", TILE),  # which has this there
-        ("label_logit", "f8", TILE),
+        ("flag", "f8", PITCH),  # 1 where bad
+        ("sample", "f8", PITCH),  # s; 0 marks an ignored row
+        ("scale", "f8", PITCH),  # of the gradient
+        ("weight", "f8", PITCH),  # in the mean's denominator
+        ("label_mass", "f8", PITCH),  # q at the label / s, but for the class vector
+        ("label_vector", "f8", PITCH),  # which has this there
+        ("label_logit", "f8", PITCH),
         # what a sweep leaves,
-        ("top", "f8", TILE),
-        ("rest", "f8", TILE),  # r
-        ("mass", "f8", TILE),
-        ("pull", "f8", TILE),
+        ("top", "f8", PITCH),
+        ("rest", "f8", PITCH),  # r
+        ("mass", "f8", PITCH),
+        ("pull", "f8", PITCH),
         # and what `finish` makes of it.
-        ("value", "f8", TILE),
-        ("target", "f8", TILE),  # Q / s
-        ("log", "f8", TILE),  # log1p(r)
-        ("factor", "f8", TILE),  # what exp(x - top) is multiplied by in the output
-        ("target_factor", "f8", TILE),  # what q is multiplied by in the gradient
-        ("at_label", "f8", TILE),  # the gradient at the label
-        ("at_top", "f8", TILE),  # the gradient at the maximum is at_top*((Q - q) - q*r) + at_top_z
-        ("at_top_z", "f8", TILE),
-        ("kept_rows", "i8", TILE),  # 1 where `exponentials` has a row's
+        ("value", "f8", PITCH),
+        ("target", "f8", PITCH),  # Q / s
+        ("log", "f8", PITCH),  # log1p(r)
+        ("factor", "f8", PITCH),  # what exp(x - top) is multiplied by in the output
+        ("target_factor", "f8", PITCH),  # what q is multiplied by in the gradient
+        ("at_label", "f8", PITCH),  # the gradient at the label
+        ("at_top", "f8", PITCH),  # the gradient at the maximum is at_top*((Q - q) - q*r) + at_top_z
+        ("at_top_z", "f8", PITCH),
+        ("sound", "i8", PITCH),  # 1 where the label's logit served in place of the maximum
+        ("kept_rows", "i8", PITCH),  # 1 where `exponentials` has a row's
+        ("any_bad", "i8"),
+        ("any_unsound", "i8"),
         ("sums", "f8", SUMS),  # of the block's values and weights: per lane, high and low parts
-        ("kept", "f8", 8 * TILE),  # sweeps between two blocks of classes
-        ("logits", "f8", FEW * TILE),  # gathered elements as they are in memory, and q as it is computed with
-        ("q", "f8", FEW * TILE),
-        ("dense", "f8", FEW * TILE),
-        ("out", "f8", FEW * TILE),
+        ("kept", "f8", 8 * PITCH),  # sweeps between two blocks of classes
+        ("logits", "f8", FEW * PITCH),  # gathered elements as they are in memory, and q as it is computed with
+        ("q", "f8", FEW * PITCH),
+        ("dense", "f8", FEW * PITCH),
+        ("out", "f8", FEW * PITCH),
         # Rows that leave past the caches, a line at a time, while the next tile is computed:
         ("leaving", "i8", 3),  # from where, to where, and how many elements
         ("leaving_factor", "f8"),
@@ -188,7 +195,10 @@ SCRATCH_BYTES = -(-SCRATCH.itemsize // 64) * 64
 
 def copy(memory: Memory, to: Value, to_stride: Value, source: Value, stride: Value, n: Value) -> None:
     """Copy n elements as they are, from and to neighbours or places ``stride`` bytes apart."""
-    size, lanes = memory.itemsize, memory.lanes
+    copy_elements(memory.itemsize, memory.lanes, to, to_stride, source, stride, n)
+
+
+def copy_elements(size: int, lanes: int, to: Value, to_stride: Value, source: Value, stride: Value, n: Value) -> None:
     beside = to_stride.equals(size) & stride.equals(size)
     whole = select(beside, n - n % lanes, 0)
 
@@ -216,7 +226,7 @@ def side_by_side(memory: Memory, source: Value, stride: Value, n: Value, buffer:
 
 
 class Grid(NamedTuple):
-    """Positions by classes: elements ``inner`` and ``stride`` bytes apart in memory, gathered TILE positions apart."""
+    """Positions by classes: elements ``inner`` and ``stride`` bytes apart in memory, gathered PITCH positions apart."""
 
     start: Value
     inner: Value
@@ -237,38 +247,41 @@ class Grid(NamedTuple):
         size = self.start.like(memory.itemsize)
 
         def by_class(j: Value) -> State:
-            outside, inside = (self.start + j * self.stride, self.inner), (self.buffer + j * size * TILE, size)
+            outside, inside = (self.start + j * self.stride, self.inner), (self.buffer + j * size * PITCH, size)
             copy(memory, *(inside + outside if inward else outside + inside), self.positions)
             return ()
 
-        def transposed(width: int) -> Callable[[], State]:
-            return lambda: self._transpose(memory.itemsize, width, inward)
-
         rows = self.stride.equals(size) & ~self.inner.equals(size)
-        below = 0
-        for width in (2, 4, 8, 16):
-            fits = (self.classes > below) & (self.classes < (width if width < 16 else FEW) + 1)
-            when(rows & fits, (), transposed(width))
-            below = width
+        rows = rows & (self.positions > GROUP - 1) & (self.classes > 1)
+        pairs = rows & (self.classes < 4)
+        packed = pairs & self.classes.equals(2) & self.inner.equals(size * 2)
+        when(packed, (), lambda: self._transpose(memory.itemsize, 2, inward, packed=True))
+        when(pairs & ~packed, (), lambda: self._transpose(memory.itemsize, 2, inward))
+        when(rows & ~pairs, (), lambda: self._transpose(memory.itemsize, 4, inward))
         when(~rows, (), lambda: loop(0, self.classes, 1, (), by_class))
 
-    def _transpose(self, size: int, width: int, inward: bool) -> State:
-        """Copy where the classes are neighbours: GROUP positions by ``width`` classes at a time, in registers."""
+    def _transpose(self, size: int, width: int, inward: bool, *, packed: bool = False) -> State:
+        """Copy where the classes are neighbours: GROUP positions by ``width`` classes at a time, in registers.
+
+        The last positions and classes overlap those before. Where the rows are packed they are loaded together.
+        """
         steps, together = width.bit_length() - 1, GROUP // width
-        indices = self.start.integer(0, 32).indices(width)
 
         def block(i: Value, j: Value) -> State:
-            live = indices < (self.classes - j).narrow(32).splat(width)
+            i, j = smaller(i, self.positions - GROUP), smaller(j, self.classes - width)
+            first = self.start + i * self.inner + j * size
 
             def row(index: int) -> Value:
-                # Past the last position it is read again.
-                return self.start + smaller(i + index, self.positions - 1) * self.inner + j * size
+                return first + self.inner * index
 
             def place(index: int) -> Value:
-                return self.buffer + ((j + index) * TILE + i) * size
+                return self.buffer + ((j + index) * PITCH + i) * size
 
             if inward:
-                vectors = [row(index).read(8 * size, width, live) for index in range(GROUP)]
+                if packed:
+                    vectors = [(first + index * GROUP * size).read(8 * size, GROUP) for index in range(width)]
+                else:
+                    vectors = [row(index).read(8 * size, width) for index in range(GROUP)]
                 while len(vectors) > width:
                     vectors = [a.join(b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
                 for _ in range(steps):
@@ -281,9 +294,12 @@ class Grid(NamedTuple):
             for _ in range(steps):
                 pairs = [a.interleave(b) for a, b in zip(vectors[: width // 2], vectors[width // 2 :], strict=True)]
                 vectors = [value for pair in pairs for value in pair]
+            if packed:
+                for index, value in enumerate(vectors):
+                    (first + index * GROUP * size).write(value)
+                return ()
             for index in range(GROUP):
-                inside = live & (i + index < self.positions).splat(width)
-                row(index).write(vectors[index // together].part(index % together * width, width), inside)
+                row(index).write(vectors[index // together].part(index % together * width, width))
             return ()
 
         def positions(i: Value) -> State:
@@ -346,7 +362,7 @@ def gather_classes(
             w = q.load_one(call.dense_weight + place).splat(q.lanes)
 
         def positions(i: Value) -> State:
-            index = j * TILE + i
+            index = j * PITCH + i
             t = v if dense is None else fma(dense.load(tile.dense.at(0) + index * dense.itemsize), w, v)
             q.store(tile.q.at(0) + index * q.itemsize, t)
             return ()
@@ -358,7 +374,7 @@ def gather_classes(
 
 def gathered(memory: Memory, buffer: Value, i: Value) -> Vectors:
     """Return the classes of positions i, i + 1, … of what was gathered."""
-    return Vectors(memory, buffer + i * memory.itemsize, i.like(TILE * memory.itemsize))
+    return Vectors(memory, buffer + i * memory.itemsize, i.like(PITCH * memory.itemsize))
 
 
 @traced
@@ -609,22 +625,99 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, out: Memory | N
         Leaving(*end[:3]).put(tile)
         when(tile.waiting > 0, (), lambda: finish_leaving(tile, x, out) or ())
         tile.kept_rows[i] = (useful & fits).extend(64)
+    tile.sound[i] = useful.extend(64)
     return useful
 
 
 @traced
-def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | None, q: Memory | None) -> None:
-    """Leave the sums of the n positions of the tile for `finish`."""
+def few_sums(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory | None) -> None:
+    """Leave the sums of the n positions of the tile relative to the logits of their labels, as `shifted_sum` does.
+
+    The last class takes the label's place, and for a gradient exponentials that of the logits.
+    """
+    grid(call, tile, LOGITS, n, n.like(0), call.n_classes, tile.logits).gather(x)
+    inner, last = call.inner[LOGITS], call.n_classes - 1
+
+    def positions(i: Value) -> State:
+        loop(0, inner * x.lanes, LINE, (), lambda line: ask_ahead(call, tile, n + i, line))
+        logits, kept = gathered(x, tile.logits.at(0), i), gathered(x.computed(), tile.q.at(0), i)
+        labels = few_labels(tile, i, x)
+        (last_logit,) = logits.load(last, 1, None, 0.0)
+        leaving, factor = ((), None) if out is None else (Leaving.of(tile), x.constant(1.0))
+
+        def take(k: Value, label_logit: Value, *leaving: Value) -> State:
+            (logit,) = logits.load(k, 1, None, 0.0)
+            taken = labels.equals(few_class(k, x))
+            kept.store(k, [select(taken, last_logit, logit)], None)
+            if out is not None:
+                leaving = Leaving(*leaving).send(1, factor, x, out)
+            return select(taken, logit, label_logit), *leaving
+
+        shift, *leaving = loop(0, last, 1, (last_logit, *leaving), take)
+
+        def some(first: Value, count: int, _: None, *state: Value) -> State:
+            leaving, total = state[: len(state) - width], state[len(state) - width :]
+            terms = [exponential(logit - shift, bounded=False) for logit in kept.load(first, count, None, 0.0)]
+            if out is not None:
+                kept.store(first, terms, None)
+                leaving = Leaving(*leaving).send(count, factor, x, out)
+            return *leaving, *accumulate(total, in_float64(terms, row=False))
+
+        total = no_sum(x, across=True)
+        width = len(total)
+        end = each(last, None, (*leaving, *total), some)
+        rest = pairwise(add, list(end[len(end) - width :]))
+        if out is not None:
+            Leaving(*end[:3]).put(tile)
+        sound = (rest < SHIFTED_LIMIT[x.real]) & (shift - shift).equals(0.0)
+        for field in (tile.top, tile.label_logit):
+            field.at(i).write(shift.to("f8"))
+        tile.rest.at(i).write(rest)
+        tile.sound.at(i).write(sound.extend(64))
+        return ()
+
+    loop(0, n, x.lanes, (), positions)
+
+
+def few_labels(tile: Struct, i: Value, x: Memory) -> Value:
+    """Return the labels of positions i, i + 1, ..., as wide as the logits."""
+    labels: Value = tile.label.at(i).read(64, x.lanes)
+    return labels.narrow(8 * x.real_size)
+
+
+def few_class(k: Value, x: Memory) -> Value:
+    return k.narrow(8 * x.real_size).splat(x.lanes)
+
+
+@traced
+def find_unsound(tile: Struct, n: Value) -> Value:
+    """Tell whether some row of the tile must go through its maximum."""
+
+    def any_of(i: Value, flags: Value) -> State:
+        live = tile.sample.at(i).read(64, GROUP).from_bits() > 0.0
+        return (flags | select(live, tile.sound.at(i).read(64, GROUP), 1).equals(0).extend(64),)
+
+    (flags,) = loop(0, n, GROUP, (n.like(0).splat(GROUP),), any_of)
+    tile.any_unsound = found = flags.reduce(lambda a, b: a | b)
+    return found
+
+
+def ask_ahead(call: Struct, tile: Struct, i: Value, line: Value) -> State:
+    """Ask for rows of the next tile, while there is something to compute."""
+    (tile.at[LOGITS] + i * call.inner[LOGITS] + line).prefetch()
+    return ()
+
+
+@traced
+def tile_sums(
+    call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | None, q: Memory | None, shifted: Value | None
+) -> None:
+    """Leave the sums of the n positions of the tile for `finish`; if ``shifted``, of those that are not sound."""
     inner = call.inner[LOGITS]
 
     def block(k: Value) -> State:
         count = smaller(call.n_classes - k, FEW)
         gather_classes(call, tile, n, k, count, x, dense, q)
-
-        def following(i: Value, line: Value) -> State:
-            """Ask for the same rows of the next tile, while there is something to compute."""
-            (tile.at[LOGITS] + (n + i) * inner + line).prefetch()
-            return ()
 
         def positions(i: Value) -> State:
             def kept(part: int) -> Value:
@@ -641,15 +734,18 @@ def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | N
 
             logits = gathered(x, tile.logits.at(0), i)
             targets = None if q is None else gathered(q, tile.q.at(0), i)
-            loop(0, inner * x.lanes, 64, (), lambda line: following(i, line))
+            loop(0, inner * x.lanes, LINE, (), lambda line: ask_ahead(call, tile, n + i, line))
             state = when(k > 0, nothing(x, q, across=True), resume)
             state = sweep(state, logits, targets, count, None, k > 0)
             when(call.n_classes > FEW, (), keep)
             top, ties, *sums = state
             total, *target = (pairwise(add, list(each_sum)) for each_sum in split(tuple(sums), x))
-            tile.top.at(i).write(top.to("f8"))
-            tile.rest.at(i).write(total + (ties.number("f8") - 1.0))
-            for field, value in zip((tile.mass, tile.pull), target, strict=False):
+            rest = total + (ties.number("f8") - 1.0)
+            for field, value in zip((tile.top, tile.rest, tile.mass, tile.pull), (top, rest, *target), strict=False):
+                value = value.to("f8")
+                if shifted is not None:
+                    sound = tile.sound.at(i).read(64, x.lanes) > 0
+                    value = select(sound, field.at(i).read_like(value), value)
                 field.at(i).write(value)
             return ()
 
@@ -658,18 +754,77 @@ def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | N
     loop(0, call.n_classes, FEW, (), block)
 
 
+def group_of(tile: Struct, i: Value) -> tuple[Callable[[str], Value], Callable[[str, Value], None]]:
+    """Return what reads and what writes a field of GROUP rows from row i on."""
+
+    def get(name: str) -> Value:
+        items: Items = getattr(tile, name)
+        return items.at(i).read(64, GROUP).from_bits()
+
+    def put(name: str, value: Value) -> None:
+        getattr(tile, name).at(i).write(value)
+
+    return get, put
+
+
+def add_to_sums(tile: Struct, which: int, term: Value) -> None:
+    """Add GROUP terms to the block's sums: 0 for the values, 1 for the weights."""
+    high, low = (tile.sums.at((2 * which + part) * GROUP) for part in range(2))
+    total, dropped = two_sum(high.read_like(term), term)
+    high.write(total)
+    low.write(low.read_like(term) + dropped)
+
+
 @traced
-def finish(call: Struct, tile: Struct, n: Value, gradient: int | None) -> None:
-    """Turn what the sweeps left into the rows' values, add these up, and prepare the output."""
+def add_weights(call: Struct, tile: Struct, n: Value) -> None:
+    """Add up the rows' weights in a mean."""
+    zero = call.grad_scale.like(0.0).splat(GROUP)
+
+    def exactly(i: Value) -> State:
+        add_to_sums(tile, 1, tile.weight.at(i).read_like(zero))
+        return ()
+
+    def ones(i: Value, count: Value) -> State:
+        return (count + tile.weight.at(i).read_like(zero),)
+
+    weighted = call.start[SAMPLE_WEIGHT].differs(0) | call.class_weight.differs(0)
+    when(weighted, (), lambda: loop(0, n, GROUP, (), exactly))
+    # Of zeros and ones no sum is rounded.
+    when(~weighted, (), lambda: add_to_sums(tile, 1, *loop(0, n, GROUP, (zero,), ones)) or ())
+
+
+@traced
+def finish_shifted(call: Struct, tile: Struct, n: Value, x: Memory, gradient: int | None) -> None:
+    """Do the same for rows shifted by their label's logit, where r is all there is to them; and add up all values."""
+    zero = call.grad_scale.like(0.0).splat(GROUP)
+
+    def rows(i: Value, *total: Value) -> State:
+        get, put = group_of(tile, i)
+        sound = tile.sound.at(i).read(64, GROUP) > 0
+        s, r = get("sample"), get("rest").to(x.real)
+        mass = s * get("label_mass")
+        value = (mass.to(x.real) * log1p(r)).to("f8")
+        value = select(s > 0.0, select(sound, value, get("value")), 0.0)
+        put("value", value)
+        if gradient is not None:
+            factor = get("scale") * mass * (1.0 / (r + 1.0)).to("f8")
+            put("factor", select(sound, factor, get("factor")))
+            put("at_label", select(sound, factor * r.to("f8") * -1.0, get("at_label")))
+        if x.real == "f4":  # which float64 adds up with hardly a rounding
+            return (total[0] + value,)
+        return accumulate(total, value)
+
+    total = loop(0, n, GROUP, (zero,) if x.real == "f4" else (zero, zero), rows)
+    for part in total:
+        add_to_sums(tile, 0, part)
+
+
+@traced
+def finish(call: Struct, tile: Struct, n: Value, gradient: int | None, shifted: Value | None) -> None:
+    """Turn what the sweeps left into the rows' values, add these up unless ``shifted``, and prepare the output."""
 
     def rows(i: Value) -> State:
-        def get(name: str) -> Value:
-            items: Items = getattr(tile, name)
-            return items.at(i).read(64, GROUP).from_bits()
-
-        def put(name: str, value: Value) -> None:
-            getattr(tile, name).at(i).write(value)
-
+        get, put = group_of(tile, i)
         s, top, at, logit = (get(name) for name in ("sample", "top", "label_mass", "label_logit"))
         # Only logsumexp has a value where the maximum is infinite.
         sound = (top > -math.inf) & (top < math.inf) | (call.lse.splat(GROUP) > 0)
@@ -682,11 +837,8 @@ def finish(call: Struct, tile: Struct, n: Value, gradient: int | None) -> None:
         value = fma(target, log, pull) + select(z > 0.0, z * lse * lse, 0.0)
         value = select(s > 0.0, s * value, 0.0)
         put("value", value)
-        for index, term in enumerate((value, get("weight"))):
-            high, low = (tile.sums.at((2 * index + part) * GROUP) for part in range(2))
-            total, dropped = two_sum(high.read_like(term), term)
-            high.write(total)
-            low.write(low.read_like(term) + dropped)
+        if shifted is None:
+            add_to_sums(tile, 0, value)
         if gradient is None:
             return ()
         inverse = 1.0 / (r + 1.0)
@@ -817,6 +969,60 @@ def tile_output(
 
 
 @traced
+def few_output(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory) -> None:
+    """Write the n positions of the tile from the exponentials that `few_sums` left."""
+    last = call.n_classes - 1
+    reals = x.computed()
+    tile.way = n.like(DIRECT)
+    if out.code == reals.code:
+        size = n.like(out.itemsize)
+        packed = call.class_stride[OUT].equals(size) & call.inner[OUT].equals(size * call.n_classes)
+        aligned = (tile.at[OUT] % size).equals(0)
+        together = (call.streamed > 0) & packed & aligned & tile.any_unsound.equals(0)
+        tile.way = select(together, n.like(TOGETHER), DIRECT)
+
+    def positions(i: Value) -> State:
+        def get(name: str) -> Value:
+            items: Items = getattr(tile, name)
+            return items.at(i).read(64, x.lanes).from_bits().to(x.real)
+
+        kept, put = gathered(reals, tile.q.at(0), i), gathered(out, tile.out.at(0), i)
+        labels, factor, at_label = few_labels(tile, i, x), get("factor"), get("at_label")
+        live = get("sample") > 0.0
+
+        def one(k: Value, last_value: Value) -> State:
+            (e,) = kept.load(k, 1, None, 0.0)
+            value, taken = e * factor, labels.equals(few_class(k, x))
+            put.store(k, [select(live, select(taken, at_label, value), 0.0)], None)
+            return (select(taken, value, last_value),)
+
+        (last_value,) = loop(0, last, 1, (factor,), one)
+        taken = labels.equals(few_class(last, x))
+        put.store(last, [select(live, select(taken, at_label, last_value), 0.0)], None)
+
+        def by_maximum(k: Value) -> State:
+            (logit,) = gathered(x, tile.logits.at(0), i).load(k, 1, None, 0.0)
+            (written,) = put.load(k, 1, None, 0.0)
+            value = select(labels.equals(few_class(k, x)), at_label, exponential(logit - get("top")) * factor)
+            sound = tile.sound.at(i).read(64, x.lanes) > 0
+            put.store(k, [select(sound, written, select(live, value, 0.0))], None)
+            return ()
+
+        return when(tile.any_unsound > 0, (), lambda: loop(0, call.n_classes, 1, (), by_maximum))
+
+    def gather_rows() -> State:
+        room = kept_row(call, tile, n.like(0), x).address
+        size = n.like(out.itemsize)
+        Grid(room, size * call.n_classes, size, n, call.n_classes, tile.out.at(0)).scatter(out)
+        return ()
+
+    loop(0, n, x.lanes, (), positions)
+    when(tile.way.equals(TOGETHER), (), gather_rows)
+    there = grid(call, tile, OUT, n, n.like(0), call.n_classes, tile.out)
+    when(tile.way.equals(DIRECT), (), lambda: there.scatter(out) or ())
+
+
+@traced
 def clear_row(call: Struct, tile: Struct, i: Value, out: Memory) -> None:
     """Write zeros to row i of the tile."""
     start = tile.at[OUT] + i * call.inner[OUT]
@@ -911,10 +1117,6 @@ def read_labels(call: Struct, tile: Struct, n: Value) -> None:
     def width(bits: int) -> Callable[[], State]:
         buffer = tile.logits.at(0)
 
-        def single(i: Value) -> State:
-            (buffer + i * (bits // 8)).write((source + i * stride).read(bits))
-            return ()
-
         def vectors(i: Value) -> State:
             raw = (buffer + i * (bits // 8)).read(bits, GROUP)
             if bits > 8:
@@ -924,7 +1126,10 @@ def read_labels(call: Struct, tile: Struct, n: Value) -> None:
             return ()
 
         def read() -> State:
-            loop(0, n, 1, (), single)
+            size = n.like(bits // 8)
+            ahead = select(stride.equals(size), n * size, 0)
+            loop(0, ahead, LINE, (), lambda line: (source + line + AHEAD).prefetch() or ())
+            copy_elements(bits // 8, GROUP, buffer, size, source, stride, n)
             return loop(0, n, GROUP, (), vectors)
 
         return read
@@ -956,7 +1161,7 @@ def read_rows(call: Struct, tile: Struct, n: Value) -> None:
     one = call.grad_scale.like(1.0).splat(GROUP)
     mass = select(labelled, call.target_scale, 0.0).splat(GROUP)
 
-    def check(i: Value) -> State:
+    def check(i: Value, bad: Value) -> State:
         live = i.indices(GROUP) < (n - i).splat(GROUP)
         s = select(weighted.splat(GROUP), tile.sample.at(i).read_like(one), one)
         sound = (s >= 0.0) & (s < math.inf)
@@ -969,10 +1174,9 @@ def read_rows(call: Struct, tile: Struct, n: Value) -> None:
         tile.sample.at(i).write(s)
         tile.weight.at(i).write(s)
         tile.label_mass.at(i).write(mass)
-        tile.flag.at(i).write(select(live & ~(sound & (inside | ignored)), one, 0.0))
-        scale = call.grad_scale.splat(GROUP)
-        tile.scale.at(i).write(select(outputs.splat(GROUP), scale * tile.scale.at(i).read_like(one), scale))
-        return ()
+        wrong = live & ~(sound & (inside | ignored))
+        tile.flag.at(i).write(select(wrong, one, 0.0))
+        return (bad | wrong.extend(64),)
 
     def weigh(i: Value) -> State:
         w = (call.class_weight + tile.label[i] * 8).read(64).from_bits()
@@ -980,7 +1184,20 @@ def read_rows(call: Struct, tile: Struct, n: Value) -> None:
         tile.weight[i] = tile.weight[i] * w
         return ()
 
-    loop(0, n, GROUP, (), check)
+    scale = call.grad_scale.splat(GROUP)
+
+    def scaled(i: Value) -> State:
+        tile.scale.at(i).write(scale * tile.scale.at(i).read_like(scale))
+        return ()
+
+    def scale_alone(i: Value) -> State:
+        tile.scale.at(i).write(scale)
+        return ()
+
+    when(outputs, (), lambda: loop(0, n, GROUP, (), scaled))
+    when(~outputs, (), lambda: loop(0, n, GROUP, (), scale_alone))
+    (bad,) = loop(0, n, GROUP, (n.like(0).splat(GROUP),), check)
+    tile.any_bad = bad.reduce(lambda a, b: a | b)
     when(labelled & class_weighted, (), lambda: loop(0, n, 1, (), weigh))
 
 
@@ -989,15 +1206,11 @@ def first_bad(call: Struct, tile: Struct, n: Value) -> Value:
     """Return the first flagged row, or the number of rows."""
     number, inner = tile.at[ROW], call.inner[ROW]
 
-    def any_of(i: Value, flags: Value) -> State:
-        return (maximum(flags, tile.flag.at(i).read_like(flags)),)
-
     def judge(i: Value, first: Value) -> State:
         row = number + i * inner
         return (select((tile.flag[i] > 0.0) & (row < first), row, first),)
 
-    (flags,) = loop(0, n, GROUP, (call.grad_scale.like(0.0).splat(GROUP),), any_of)
-    (first,) = when(flags.reduce(maximum) > 0.0, (call.n_rows,), lambda first: loop(0, n, 1, (first,), judge))
+    (first,) = when(tile.any_bad > 0, (call.n_rows,), lambda first: loop(0, n, 1, (first,), judge))
     return first
 
 
@@ -1023,7 +1236,8 @@ def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Val
             return each(count, dense.lanes, (flags,), some)
 
         (flags,) = loop(0, call.n_classes, BLOCK, (dense.constant(0.0),), block)
-        tile.flag[i] = maximum(tile.flag[i], flags.reduce(maximum).to("f8"))
+        found = flags.reduce(maximum).to("f8")
+        tile.flag[i] = maximum(tile.flag[i], found)
         return ()
 
     def one_class(k: Value) -> State:
@@ -1038,6 +1252,7 @@ def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Val
         return loop(0, n, dense.lanes, (), positions)
 
     def ignore(i: Value) -> State:
+        tile.any_bad = select(tile.flag[i] > 0.0, i.like(1), tile.any_bad)
         tile.sample[i] = select(tile.flag[i] > 0.0, tile.sample[i].like(0.0), tile.sample[i])
         return ()
 
