@@ -13,13 +13,52 @@ from typing import Any
 from numba import njit, prange
 
 from fastce._backends import _numba_tile as vector
-from fastce._backends._numba_tile import LABELS
+from fastce._backends._numba_tile import LABELS, SCRATCH_BYTES, SHARED_BYTES
 
 
-def tasks(entry: Any, call: Any, scratch: Any, size: Any, count: Any) -> None:
+def tasks(
+    entry: Any,
+    plan: Any,
+    call: Any,
+    count: Any,
+    logits: Any,
+    labels: Any,
+    dense: Any,
+    sample_weight: Any,
+    grad_output: Any,
+    out: Any,
+    values: Any,
+    class_weight: Any,
+    dense_weight: Any,
+    class_vector: Any,
+    target_scale: Any,
+    z_loss: Any,
+    grad_scale: Any,
+) -> Any:
     """Call the compiled kernel at an address for each task, on as many threads as Numba is set to."""
+    vector.prepare(
+        call,
+        plan,
+        count,
+        logits,
+        labels,
+        dense,
+        sample_weight,
+        grad_output,
+        out,
+        values,
+        class_weight,
+        dense_weight,
+        class_vector,
+        target_scale,
+        z_loss,
+        grad_scale,
+    )
+    address = vector.address_of(call)
     for task in prange(count):
-        vector.invoke(entry, call, scratch + size * task, task)
+        vector.invoke(entry, address, address + SHARED_BYTES + SCRATCH_BYTES * task, task)
+    vector.total(call)
+    return vector.first_bad_of_all(call), vector.total_loss(call), vector.total_weight(call)
 
 
 def kernel(
@@ -81,7 +120,4 @@ def output(
                 vector.clear_row(call, tile, i, out)
     else:
         vector.tile_output(call, tile, n, x, dense, q, out, logarithm)
-    if call.start[LABELS] != 0:
-        for i in range(n):
-            if tile.sample[i] > 0.0:
-                vector.put_label(call, tile, i, out)
+        vector.put_labels(call, tile, n, out)

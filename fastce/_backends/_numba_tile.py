@@ -56,7 +56,14 @@ FEW = 32
 """Classes done at once across positions, at most: TILE of each are gathered."""
 
 KEPT = 32768
-"""Exponentials kept from the sums of a tile's rows to their gradient, at most, but for the last vector of each row."""
+"""Exponentials kept from the sums of a tile's rows to their gradient, but for the last vector of each row, and where
+one row has more."""
+
+KEPT_BYTES = 1 << 20
+"""Exponentials of one row kept, at most: some share of the second cache."""
+
+STREAMED = 1 << 22
+"""Bytes of output beyond which it goes past the caches."""
 
 AHEAD = 4096
 """Bytes ahead of its use that memory is asked for: a page, so that its translation comes along."""
@@ -67,8 +74,12 @@ ROW, LOGITS, LABELS, DENSE, SAMPLE_WEIGHT, GRAD_OUTPUT, OUT, OPERANDS = range(8)
 MAX_AXES = 64
 """NumPy's own limit."""
 
+AXIS = 1 + OPERANDS
+"""Numbers that describe an axis of the positions: its size, and the strides along it."""
+
 CALL = np.dtype(
     [
+        ("bytes", "i8"),  # of this record, without the axes that are not there
         ("n_rows", "i8"),
         ("n_classes", "i8"),
         ("n_blocks", "i8"),
@@ -79,8 +90,6 @@ CALL = np.dtype(
         ("start", "i8", OPERANDS),  # addresses, 0 for what is absent
         ("class_stride", "i8", OPERANDS),
         ("inner", "i8", OPERANDS),  # strides of the last axis
-        ("size", "i8", MAX_AXES),
-        ("stride", "i8", MAX_AXES * OPERANDS),
         ("label_bits", "i8"),
         ("label_unused", "i8"),  # bits of an int64 that a sign must fill
         ("label_swapped", "i8"),  # bytes
@@ -94,12 +103,25 @@ CALL = np.dtype(
         ("values", "i8"),
         ("blocks", "i8"),
         ("lse", "i8"),
+        ("streamed", "i8"),  # whether rows of the output go past the caches
         ("target_scale", "f8"),
         ("z_loss", "f8"),
         ("grad_scale", "f8"),
+        ("bad", "i8"),  # the first bad row, or the number of rows
+        ("loss", "f8"),
+        ("weight", "f8"),
+        ("axis", "i8", MAX_AXES * AXIS),
     ]
 )
-"""What a kernel is told beside the types of its arguments."""
+"""What a kernel is told beside the types of its arguments; and what came of it: bad, loss and weight."""
+
+BLOCK_BYTES = 40
+"""What a block of rows leaves: high and low parts of its loss and of its weight, and its first bad row."""
+
+MAX_BLOCKS = 1024
+
+SHARED_BYTES = -(-(CALL.itemsize + MAX_BLOCKS * BLOCK_BYTES) // 64) * 64
+"""What all tasks of a call share: its record, and what the blocks leave."""
 
 GROUP = 16
 """Rows done at once in float64."""
@@ -139,10 +161,12 @@ SCRATCH = np.dtype(
         ("q", "f8", FEW * TILE),
         ("dense", "f8", FEW * TILE),
         ("out", "f8", FEW * TILE),
-        ("exponentials", "f8", KEPT + 64 * 32),
+        ("exponentials", "u1", KEPT_BYTES + 64 * 32 * 8),
     ]
 )
 """A thread's working memory."""
+
+SCRATCH_BYTES = -(-SCRATCH.itemsize // 64) * 64
 
 
 def copy(memory: Memory, to: Value, to_stride: Value, source: Value, stride: Value, n: Value) -> None:
@@ -272,11 +296,10 @@ def row_target(call: Struct, tile: Struct, i: Value, k: Value, n: Value, dense: 
     def make(_: Value) -> State:
         def some(first: Value, count: int, live: Value | None) -> State:
             loaded = (part.load(first, count, live, 0.0) for part in (t, w, v))
-            for index, (t_k, w_k, v_k) in enumerate(zip(*loaded, strict=True)):
-                q.store(made.at(first + index), fma(t_k, w_k, v_k))
+            made.store(first, [fma(*three) for three in zip(*loaded, strict=True)], live)
             return ()
 
-        each(n // q.lanes, n % q.lanes, (), some)
+        each(n, q.lanes, (), some)
         return (made.address,)
 
     (address,) = when(call.dense_weight > 0, (t.address,), make)
@@ -351,7 +374,7 @@ def maximum_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory 
         n = smaller(call.n_classes - k, BLOCK)
         logits = row_logits(call, tile, i, k, n, x)
         targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
-        return sweep(state, logits, targets, n // x.lanes, n % x.lanes, k > 0)
+        return sweep(state, logits, targets, n, x.lanes, k > 0)
 
     top, ties, *sums = loop(0, call.n_classes, BLOCK, nothing(x, q, across=False), block)
     total, *target = split(tuple(sums), x)
@@ -379,7 +402,7 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, *, keep: bool) 
     """
     logit: Value = tile.label_logit[i]
     shift = logit.to(x.real).splat(x.lanes)
-    kept, fits = kept_row(call, tile, i, x), call.n_classes < KEPT + 1
+    kept, fits = kept_row(call, tile, i, x), call.n_classes < KEPT_BYTES // x.real_size + 1
 
     def block(k: Value, *total: Value) -> State:
         n = smaller(call.n_classes - k, BLOCK)
@@ -413,7 +436,7 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, *, keep: bool) 
             (term,) = when(at.within(some * x.lanes), (in_float64(terms, row=True),), without)
             return accumulate(total, term)
 
-        return each(n // x.lanes, n % x.lanes, total, some)
+        return each(n, x.lanes, total, some)
 
     rest = sum_of_lanes(loop(0, call.n_classes, BLOCK, no_sum(x, across=False), block))
     tile.top[i] = logit
@@ -551,29 +574,35 @@ def row_output(
         n = smaller(call.n_classes - k, BLOCK)
         to, buffer = start + k * stride, tile.out.at(0)
         put = Vectors(out, select(beside, to, buffer), out.step)
+        targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
+        row.write(row_logits(call, tile, i, k, n, x), targets, put, n, x.lanes, logarithm)
+        return when(~beside, (), lambda: scatter(to, buffer, n))
 
-        def compute() -> State:
-            targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
-            row.write(row_logits(call, tile, i, k, n, x), targets, put, n // x.lanes, n % x.lanes, logarithm)
-            return ()
+    def scatter(to: Value, buffer: Value, n: Value) -> State:
+        copy(out, to, stride, buffer, size, n)
+        return ()
 
-        def scale() -> State:
-            kept = kept_row(call, tile, i, x)
-            row.scale(kept._replace(address=kept.at(k // x.lanes)), put, n // x.lanes, n % x.lanes)
-            return ()
+    def compute() -> State:
+        loop(0, call.n_classes, BLOCK, (), block)
+        when(call.start[LABELS].differs(0), (), lambda: put_label(call, tile, i, out))
+        return ()
 
-        def scatter() -> State:
-            copy(out, to, stride, buffer, size, n)
-            return ()
+    def scale() -> State:
+        kept = kept_row(call, tile, i, x)
+        # The factor makes of it the gradient at the label, where all of q is.
+        kept.memory.store_one(kept.address + tile.label[i] * x.real_size, (tile.rest[i] * -1.0).to(x.real))
+        put = Vectors(out, start, out.step)
+        past = (call.streamed > 0) & (start % size).equals(0)
+        when(past, (), lambda: row.stream(kept, put, call.n_classes))
+        when(~past, (), lambda: row.scale(kept, put, call.n_classes, past_caches=False))
+        return ()
 
-        if shifted is None:
-            compute()
-        else:
-            when(tile.kept_rows[i] > 0, (), scale)
-            when(tile.kept_rows[i] < 1, (), compute)
-        return when(~beside, (), scatter)
-
-    loop(0, call.n_classes, BLOCK, (), block)
+    if shifted is None:
+        compute()
+    else:
+        kept = beside & (tile.kept_rows[i] > 0)
+        when(kept, (), scale)
+        when(~kept, (), compute)
 
 
 @traced
@@ -623,11 +652,21 @@ def clear_row(call: Struct, tile: Struct, i: Value, out: Memory) -> None:
     loop(0, call.n_classes, 1, (), one)
 
 
-@traced
-def put_label(call: Struct, tile: Struct, i: Value, out: Memory) -> None:
+def put_label(call: Struct, tile: Struct, i: Value, out: Memory) -> State:
     """Write the gradient at the label of row i."""
     place = tile.at[OUT] + i * call.inner[OUT] + tile.label[i] * call.class_stride[OUT]
-    out.store(place, tile.at_label[i])
+    out.store_one(place, tile.at_label[i])
+    return ()
+
+
+@traced
+def put_labels(call: Struct, tile: Struct, n: Value, out: Memory) -> None:
+    """Write the gradient at the labels of the tile."""
+
+    def one(i: Value) -> State:
+        return when(tile.sample[i] > 0.0, (), lambda: put_label(call, tile, i, out))
+
+    when(call.start[LABELS].differs(0), (), lambda: loop(0, n, 1, (), one))
 
 
 @traced
@@ -792,8 +831,7 @@ def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Val
     stride, inner = call.class_stride[DENSE], call.inner[DENSE]
     start = tile.at[DENSE]
 
-    def worse(address: Value, live: Value | None, flags: Value) -> Value:
-        t = dense.load(address, live)
+    def worse(t: Value, flags: Value) -> Value:
         return select((t >= 0.0) & (t < math.inf), flags, 1.0)
 
     def row(i: Value) -> State:
@@ -802,11 +840,11 @@ def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Val
             place = side_by_side(dense, start + i * inner + k * stride, stride, count, tile.dense.at(0))
 
             def some(first: Value, some: int, live: Value | None, flags: Value) -> State:
-                for index in range(some):
-                    flags = worse(place + (first + index) * dense.step, live, flags)
+                for t in Vectors(dense, place, dense.step).load(first, some, live, 0.0):
+                    flags = worse(t, flags)
                 return (flags,)
 
-            return each(count // dense.lanes, count % dense.lanes, (flags,), some)
+            return each(count, dense.lanes, (flags,), some)
 
         (flags,) = loop(0, call.n_classes, BLOCK, (dense.constant(0.0),), block)
         tile.flag[i] = maximum(tile.flag[i], flags.reduce(maximum).to("f8"))
@@ -818,7 +856,7 @@ def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Val
         def positions(i: Value) -> State:
             flags = tile.flag.at(i)
             so_far = flags.read(64, dense.lanes).from_bits().to(dense.real)
-            flags.write(worse(tile.dense.at(0) + i * dense.itemsize, None, so_far).to("f8"))
+            flags.write(worse(dense.load(tile.dense.at(0) + i * dense.itemsize), so_far).to("f8"))
             return ()
 
         return loop(0, n, dense.lanes, (), positions)
@@ -842,14 +880,19 @@ def locate(call: Struct, tile: Struct, position: Value) -> Value:
 
     def axis(outward: Value, rest: Value) -> State:
         axis = call.axes - 1 - outward
-        size = call.size[axis]
+        size, index = axis_size(call, axis), axis * AXIS + 1
         for operand in range(OPERANDS):
-            tile.at[operand] = tile.at[operand] + rest % size * call.stride[axis * OPERANDS + operand]
+            tile.at[operand] = tile.at[operand] + rest % size * call.axis[index + operand]
         return (rest // size,)
 
     loop(0, call.axes, 1, (position,), axis)
-    innermost: Value = call.size[call.axes - 1]
+    innermost = axis_size(call, call.axes - 1)
     return innermost - position % innermost
+
+
+def axis_size(call: Struct, axis: Value) -> Value:
+    size: Value = call.axis[axis * AXIS]
+    return size
 
 
 @traced
@@ -861,7 +904,7 @@ def start_block(tile: Struct) -> None:
 @traced
 def end_block(call: Struct, tile: Struct, block: Value, bad: Value) -> None:
     """Write the sums of a block of rows and the first bad one of them."""
-    answer = call.blocks + block * 40
+    answer = call.blocks + block * BLOCK_BYTES
     for which in range(2):
         high, low = (tile.sums.at((2 * which + part) * GROUP).read(64, GROUP).from_bits() for part in range(2))
         while high.count != 1:
@@ -871,6 +914,96 @@ def end_block(call: Struct, tile: Struct, block: Value, bad: Value) -> None:
         for part, value in enumerate((high, low)):
             (answer + 8 * (2 * which + part)).write(value.lane(0))
     (answer + 32).write(bad)
+
+    def wait() -> State:
+        bad.fence()
+        return ()
+
+    when(call.streamed > 0, (), wait)
+
+
+@traced
+def prepare(
+    call: Struct,
+    plan: Value,
+    tasks: Value,
+    logits: Value,
+    labels: Value,
+    dense: Value,
+    sample_weight: Value,
+    grad_output: Value,
+    out: Value,
+    values: Value,
+    class_weight: Value,
+    dense_weight: Value,
+    class_vector: Value,
+    target_scale: Value,
+    z_loss: Value,
+    grad_scale: Value,
+) -> None:
+    """Make the record of a call from its plan, which is shared by all calls like it, and from what is its own."""
+    place = call.address
+    place.copy_from(plan, plan.read(64))
+    call.n_tasks = tasks
+    call.blocks = place + CALL.itemsize
+    for operand, start in (
+        (LOGITS, logits),
+        (LABELS, labels),
+        (DENSE, dense),
+        (SAMPLE_WEIGHT, sample_weight),
+        (GRAD_OUTPUT, grad_output),
+        (OUT, out),
+    ):
+        call.start[operand] = start
+    call.values = values
+    call.class_weight, call.dense_weight, call.class_vector = class_weight, dense_weight, class_vector
+    call.target_scale, call.z_loss, call.grad_scale = target_scale, z_loss, grad_scale
+
+
+@traced
+def total(call: Struct) -> None:
+    """Add up what the blocks left, in their order: what rounding drops is added at the end."""
+    zero = call.grad_scale.like(0.0)
+
+    def block(i: Value, bad: Value, *sums: Value) -> State:
+        place = call.blocks + i * BLOCK_BYTES
+        added: list[Value] = []
+        for which in range(2):
+            high, low = sums[2 * which : 2 * which + 2]
+            more, dropped = ((place + 8 * (2 * which + part)).read_like(high) for part in range(2))
+            high, rounded = two_sum(high, more)
+            added += [high, low + (dropped + rounded)]
+        return smaller(bad, (place + 32).read(64)), *added
+
+    bad, loss, loss_low, weight, weight_low = loop(0, call.n_blocks, 1, (call.n_rows, zero, zero, zero, zero), block)
+    call.bad = bad
+    # Nothing is dropped beside an infinity, of which two_sum makes NaN.
+    call.loss = loss + select(loss_low.equals(loss_low), loss_low, 0.0)
+    call.weight = weight + select(weight_low.equals(weight_low), weight_low, 0.0)
+
+
+@traced
+def first_bad_of_all(call: Struct) -> Value:
+    bad: Value = call.bad
+    return bad
+
+
+@traced
+def total_loss(call: Struct) -> Value:
+    loss: Value = call.loss
+    return loss
+
+
+@traced
+def total_weight(call: Struct) -> Value:
+    weight: Value = call.weight
+    return weight
+
+
+@traced
+def address_of(call: Struct) -> Value:
+    address: Value = call.address
+    return address
 
 
 @traced
