@@ -107,6 +107,7 @@ CALL = np.dtype(
         ("target_scale", "f8"),
         ("z_loss", "f8"),
         ("grad_scale", "f8"),
+        ("temperature", "f8"),
         ("bad", "i8"),  # the first bad row, or the number of rows
         ("loss", "f8"),
         ("weight", "f8"),
@@ -154,6 +155,12 @@ SCRATCH = np.dtype(
         ("at_label", "f8", TILE),  # the gradient at the label
         ("at_top", "f8", TILE),  # the gradient at the maximum is at_top*((Q - q) - q*r) + at_top_z
         ("at_top_z", "f8", TILE),
+        # What is known of rows of which _numba_rows.py asks more: the teacher's maximum, or the greatest logit but the
+        # label's and how many are above that; the first class at the maximum; 1 where there is a NaN.
+        ("other", "f8", TILE),
+        ("above", "i8", TILE),
+        ("first", "i8", TILE),
+        ("has_nan", "f8", TILE),
         ("kept_rows", "i8", TILE),  # 1 where `exponentials` has a row's
         ("sums", "f8", SUMS),  # of the block's values and weights: per lane, high and low parts
         ("kept", "f8", 8 * TILE),  # sweeps between two blocks of classes

@@ -19,7 +19,7 @@ import numpy as np
 from numba.core import types
 
 from fastce import _dtypes, _inputs, _settings
-from fastce._backends import Plan, _numba_cache, _numba_forks, _numba_kernels
+from fastce._backends import Plan, _numba_cache, _numba_forks, _numba_kernels, _numba_rows
 from fastce._backends._numba_lanes import ArrayAddress, RecordAddress, Stream
 from fastce._backends._numba_tile import (
     AXIS,
@@ -41,7 +41,7 @@ from fastce._backends._numba_tile import (
     STREAMED,
     TILE,
 )
-from fastce._problem import Array, Output, Problem, Totals
+from fastce._problem import Array, Kind, Output, Problem, Statistics, Totals
 from fastce._threads import threads_for
 
 if numba.config.DISABLE_JIT:
@@ -75,6 +75,10 @@ def describe(problem: Problem, num_threads: int) -> Plan:
     """Return what this problem would get, were no other thread inside."""
     threads = _threads(num_threads)
     kernel = "vectors of positions" if _across(problem.logits) else "vectors of classes"
+    if problem.output is Output.STATISTICS:
+        kernel = f"statistics of rows, {kernel}"
+    elif problem.kind is Kind.TEACHER:
+        kernel = f"rows beside a teacher's, {kernel}"
     return Plan("parallel" if threads else "serial", kernel, num_threads=threads or 1)
 
 
@@ -127,7 +131,7 @@ def _do(p: Problem, num_threads: int, *, checking: bool) -> Totals:
     grad_output, sample_weight = _per_row(p.grad_output), _per_row(p.sample_weight)
     logits, out, values, dense_weight, class_vector = None, None, None, None, None
     if not checking:
-        logits, out, values = p.logits, p.out, p.row_values
+        logits, out, values = p.logits, p.out, _places(p.statistics) if p.statistics else p.row_values
         dense_weight, class_vector = _measure(p)
     return _launch(
         plan,
@@ -280,10 +284,10 @@ def _tasks(parallel: bool) -> Any:
 
 
 @functools.cache
-def _kernel(kinds: tuple[Any, ...]) -> int:
-    """Return the address of the kernel for arguments of these types."""
+def _kernel(function: Any, kinds: tuple[Any, ...]) -> int:
+    """Return the address of a kernel for arguments of these types."""
     records = numba.from_dtype(CALL), numba.from_dtype(SCRATCH)
-    result = _compiled(_numba_kernels.kernel, types.void(*records, types.int64, *kinds), no_cpython_wrapper=True)
+    result = _compiled(function, types.void(*records, types.int64, *kinds), no_cpython_wrapper=True)
     return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
 
 
@@ -300,9 +304,21 @@ _alive: list[Any] = []
 """Whatever has been compiled: the code goes with the dispatcher."""
 
 
+def _function(p: Problem, checking: bool) -> Any:
+    """Return the kernel; what there is to check of a row is known to the first."""
+    if p.output is Output.STATISTICS:
+        return _numba_rows.statistics
+    return _numba_rows.distillation if p.kind is Kind.TEACHER and not checking else _numba_kernels.kernel
+
+
 def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
     """Return the types of the kernel's arguments that stand for types: x, dense, q, out, logarithm, across, shifted."""
     real = "f8" if p.real == np.float64 else "f4"
+    if p.statistics is not None:
+        asked = (types.none if part is None else types.int64 for part in _asked(p.statistics))
+        return Stream(_code(p.logits), real), *asked, types.int64 if _across(p.logits) else types.none, types.none
+    if checking and p.kind is Kind.TEACHER:  # any logit is acceptable
+        return (types.none,) * 7
     dense = types.none if p.dense is None else Stream(_code(p.dense), real)
     if checking:
         across = p.dense is not None and _across(p.dense)
@@ -325,6 +341,9 @@ def _plan_of(p: Problem, checking: bool) -> _Plan:
     key = (
         checking,
         p.output,
+        p.kind,
+        p.temperature,
+        None if p.statistics is None else _asked(p.statistics),
         p.ignore_index,
         p.z_loss == 0,
         p.class_vector is None,
@@ -343,6 +362,7 @@ def _make_plan(p: Problem, checking: bool) -> _Plan:
     call["tile"] = tile = TILE if _across(p.logits) else min(64, max(1, KEPT // n_classes))
     call["block_rows"] = block_rows = _block_rows(n_rows, n_classes, tile)
     call["n_blocks"] = n_blocks = -(-n_rows // block_rows)
+    call["temperature"] = p.temperature
     call["lse"] = p.output is Output.LSE
     call["streamed"] = not checking and p.out is not None and p.out.nbytes > STREAMED
     if p.labels is not None:
@@ -359,11 +379,24 @@ def _make_plan(p: Problem, checking: bool) -> _Plan:
     if not checking:
         operands |= {LOGITS: p.logits, GRAD_OUTPUT: grad_output, OUT: p.out}
     _put_layout(call, p.positions, {key: array for key, array in operands.items() if array is not None})
-    return _Plan(record, _kernel(_kinds(p, checking)), n_rows, n_blocks)
+    return _Plan(record, _kernel(_function(p, checking), _kinds(p, checking)), n_rows, n_blocks)
+
+
+def _asked(statistics: Statistics) -> _numba_rows.Asked:
+    return _numba_rows.asked_of({name for name, array in statistics._asdict().items() if array is not None})
+
+
+def _places(statistics: Statistics) -> Array:
+    """Return where the statistics go, 0 for what is not asked for."""
+    found = statistics._asdict()
+    arrays = (found[name] for name in _numba_rows.FIELDS)
+    return np.array([0 if array is None else array.ctypes.data for array in arrays], np.int64)
 
 
 def _measure(p: Problem) -> tuple[Array | None, Array | None]:
     """Return w and v of q = w*t + v in the arithmetic's dtype, or what is needed of them."""
+    if p.kind is Kind.TEACHER:
+        return None, None
     if p.dense is None:
         return None, None if p.class_vector is None else p.class_vector.astype(p.real)
     plain = p.class_vector is None and p.class_weight is None and p.target_scale == 1.0
