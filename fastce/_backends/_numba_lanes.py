@@ -43,7 +43,7 @@ class Stream(types.Type):
 
 
 @register_model(Stream)
-class _StreamModel(models.PrimitiveModel):  # type: ignore[misc]
+class StreamModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, stream: Stream) -> None:
         super().__init__(manager, stream, _INT64)
 
@@ -280,6 +280,11 @@ class Value:
     def fence(self) -> None:
         """Have all that was stored so far in memory before what follows."""
         self.builder.fence("seq_cst")
+
+    def clear(self, size: Value) -> None:
+        """Write some bytes of zeros to this address."""
+        zero, never_volatile = ir.Constant(ir.IntType(8), 0), ir.Constant(ir.IntType(1), 0)
+        self._call(ir.VoidType(), "llvm.memset.p0.i64", [self.pointer(), zero, size.ir, never_volatile])
 
     def prefetch(self) -> None:
         """Ask for the cache line at this address."""

@@ -65,17 +65,25 @@ _EXP = {
     ),
 }
 
-_LOG2_HIGH, _LOG2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
-_LOG = (
-    # FreeBSD's e_log.c: log(1 + f) = f - f^2/2 + s*(f^2/2 + R), s = f/(2 + f), R even in s; highest power first.
-    1.479819860511658591e-01,
-    1.531383769920937332e-01,
-    1.818357216161805012e-01,
-    2.222219843214978396e-01,
-    2.857142874366239149e-01,
-    3.999999999940941908e-01,
-    6.666666666666735130e-01,
-)
+_LOG = {
+    # The exponent's place and bias; log(2) in two parts; R/s^2 in s^2, highest power first, where s = f/(2 + f) and
+    # log(1 + f) = f - f^2/2 + s*(f^2/2 + R): as in the C core's real_f32.h, and in FreeBSD's e_log.c.
+    "f4": (23, 127, (0.693359375, -2.12194440e-4), (0.29590318, 0.3998855, 0.66666687)),
+    "f8": (
+        52,
+        1023,
+        (6.93147180369123816490e-01, 1.90821492927058770002e-10),
+        (
+            1.479819860511658591e-01,
+            1.531383769920937332e-01,
+            1.818357216161805012e-01,
+            2.222219843214978396e-01,
+            2.857142874366239149e-01,
+            3.999999999940941908e-01,
+            6.666666666666735130e-01,
+        ),
+    ),
+}
 
 
 _STEPS = {
@@ -118,21 +126,45 @@ def _fractions(steps: int) -> tuple[int, ...]:
     return tuple(round((2.0 ** (j / steps) - 1.0) * 2**23) - (j << (24 - steps.bit_length())) for j in range(steps))
 
 
-def log1p(x: Value) -> Value:
-    """Return log(1 + x) for float64 x >= 0 to about 1 ULP; NaN for NaN and infinity."""
-    u, dropped = two_sum(x, x.like(1.0))
-    bits = u.bits() + (0x3FF0000000000000 - 0x3FE6A09E667F3BCD)
-    # The exponent as a float64, by way of the bits of 1.5*2^52 plus it.
-    exponent = ((bits >> 52) + (0x4338000000000000 - 1023)).from_bits() - 1.5 * 2**52
-    f = ((bits & 0x000FFFFFFFFFFFFF) + 0x3FE6A09E667F3BCD).from_bits() - 1.0
+def _binade(x: Value) -> tuple[Value, Value]:
+    """Return n and f of x = 2^(n - bias)*(1 + f), a normal number above 0, with 1 + f from sqrt(1/2) to sqrt(2)."""
+    place, bias, *_ = _LOG[x.real]
+    one, root = bias << place, x.like(math.sqrt(0.5)).bits()
+    moved = x.bits() + (root.like(one) - root)
+    return moved >> place, ((moved & ((1 << place) - 1)) + root).from_bits() - 1.0
+
+
+def _scaled_log(n: Value, f: Value) -> Value:
+    """Return log(2^(n - bias)*(1 + f)) to about 1 ULP."""
+    place, bias, (log2_high, log2_low), polynomial = _LOG[f.real]
+    # An integer as a number, by way of the bits of 1.5*2^place plus it.
+    exponent = (n + ((bias + place << place) + (1 << place - 1))).from_bits() - (1.5 * 2.0**place + bias)
     half = f * f * 0.5
     s = f / (f + 2.0)
     z = s * s
-    series = z.like(_LOG[0])
-    for coefficient in _LOG[1:]:
+    series = z.like(polynomial[0])
+    for coefficient in polynomial[1:]:
         series = fma(series, z, coefficient)
-    low = fma(exponent, _LOG2_LOW, dropped / u)
-    return fma(exponent, _LOG2_HIGH, f - (half - fma(s, half + z * series, low)))
+    low = fma(s, fma(series, z, half), exponent * log2_low)
+    return fma(exponent, log2_high, f - (half - low))
+
+
+def log1p(x: Value) -> Value:
+    """Return log(1 + x) for -1 < x < 1e30 to about 1 ULP; NaN for NaN and infinity."""
+    place, bias, *_ = _LOG[x.real]
+    n, _ = _binade(x + 1.0)
+    scale = ((n.like(2 * bias) - n) << place).from_bits()
+    return _scaled_log(n, fma(x, scale, scale - 1.0))  # f is x itself where the exponent is 0
+
+
+def log(x: Value) -> Value:
+    """Return log(x) to about 1 ULP: -inf for 0, NaN below it and for NaN."""
+    place, bias, *_ = _LOG[x.real]
+    subnormal = x < 2.0 ** (1 - bias)
+    n, f = _binade(select(subnormal, x * 2.0 ** (place + 1), x))
+    result = _scaled_log(select(subnormal, n - (place + 1), n), f)
+    special = select(x.equals(0.0), x.like(-math.inf), select(x > 0.0, x, math.nan))
+    return select((x > 0.0) & (x < math.inf), result, special)
 
 
 class Vectors(NamedTuple):

@@ -68,7 +68,7 @@ STREAMED = 1 << 22
 AHEAD = 4096
 """Bytes ahead of its use that memory is asked for: a page, so that its translation comes along."""
 
-ROW, LOGITS, LABELS, DENSE, SAMPLE_WEIGHT, GRAD_OUTPUT, OUT, OPERANDS = range(8)
+ROW, LOGITS, LABELS, DENSE, SAMPLE_WEIGHT, GRAD_OUTPUT, OUT, FACTOR, POSITIVE_WEIGHT, OPERANDS = range(10)
 """What has a stride along each axis of the positions: the number of the row, and the arrays."""
 
 MAX_AXES = 64
@@ -104,6 +104,11 @@ CALL = np.dtype(
         ("blocks", "i8"),
         ("lse", "i8"),
         ("streamed", "i8"),  # whether rows of the output go past the caches
+        ("lowest", "f8"),  # limits of probabilities
+        ("highest", "f8"),
+        ("gamma", "f8"),  # of the binary kinds, as in Problem
+        ("positive", "f8"),
+        ("negative", "f8"),
         ("target_scale", "f8"),
         ("z_loss", "f8"),
         ("grad_scale", "f8"),
@@ -944,6 +949,8 @@ def prepare(
     class_weight: Value,
     dense_weight: Value,
     class_vector: Value,
+    factor: Value,
+    positive_weight: Value,
     target_scale: Value,
     z_loss: Value,
     grad_scale: Value,
@@ -960,6 +967,8 @@ def prepare(
         (SAMPLE_WEIGHT, sample_weight),
         (GRAD_OUTPUT, grad_output),
         (OUT, out),
+        (FACTOR, factor),
+        (POSITIVE_WEIGHT, positive_weight),
     ):
         call.start[operand] = start
     call.values = values

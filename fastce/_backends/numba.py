@@ -19,12 +19,14 @@ import numpy as np
 from numba.core import types
 
 from fastce import _dtypes, _inputs, _settings
-from fastce._backends import Plan, _numba_cache, _numba_forks, _numba_kernels, _numba_rows
+from fastce._backends import Plan, _numba_cache, _numba_forks, _numba_kernels, _numba_rows, _numba_terms
 from fastce._backends._numba_lanes import ArrayAddress, RecordAddress, Stream
+from fastce._backends._numba_terms import ELEMENTS, Terms
 from fastce._backends._numba_tile import (
     AXIS,
     CALL,
     DENSE,
+    FACTOR,
     FEW,
     GRAD_OUTPUT,
     KEPT,
@@ -33,6 +35,7 @@ from fastce._backends._numba_tile import (
     MAX_BLOCKS,
     OPERANDS,
     OUT,
+    POSITIVE_WEIGHT,
     ROW,
     SAMPLE_WEIGHT,
     SCRATCH,
@@ -79,6 +82,10 @@ def describe(problem: Problem, num_threads: int) -> Plan:
         kernel = f"statistics of rows, {kernel}"
     elif problem.kind is Kind.TEACHER:
         kernel = f"rows beside a teacher's, {kernel}"
+    elif problem.kind.element_wise:
+        kernel = "vectors of elements"
+    elif problem.kind is not Kind.LOGITS:
+        kernel = f"rows of probabilities, {kernel}"
     return Plan("parallel" if threads else "serial", kernel, num_threads=threads or 1)
 
 
@@ -128,7 +135,7 @@ MOST_PLANS = 1000
 def _do(p: Problem, num_threads: int, *, checking: bool) -> Totals:
     """Do a problem, or only check its rows."""
     plan = _plan_of(p, checking)
-    grad_output, sample_weight = _per_row(p.grad_output), _per_row(p.sample_weight)
+    grad_output, sample_weight = _row_weights(p)
     logits, out, values, dense_weight, class_vector = None, None, None, None, None
     if not checking:
         logits, out, values = p.logits, p.out, _places(p.statistics) if p.statistics else p.row_values
@@ -146,6 +153,8 @@ def _do(p: Problem, num_threads: int, *, checking: bool) -> Totals:
         p.class_weight,
         dense_weight,
         class_vector,
+        p.factor,
+        p.positive_weight,
         p.target_scale,
         p.z_loss,
         p.grad_scale,
@@ -221,7 +230,7 @@ class Quick:
         return _remember(self._gradients, key, plans)
 
 
-_PLAIN = None, None, None, None, None, None, None, None, 1.0, 0.0
+_PLAIN = None, None, None, None, None, None, None, None, None, None, 1.0, 0.0
 """The arguments of a launch between the labels and the gradient's scale."""
 
 
@@ -277,7 +286,7 @@ def _new_room(n_tasks: int) -> Array:
 def _tasks(parallel: bool) -> Any:
     """Return the loop over tasks, a function of integers, arrays (None where there is none) and numbers."""
     array = ArrayAddress()
-    arguments = (types.int64, array, RecordAddress(numba.from_dtype(CALL)), types.int64, *(array,) * 10)
+    arguments = (types.int64, array, RecordAddress(numba.from_dtype(CALL)), types.int64, *(array,) * 12)
     result = types.Tuple((types.int64, types.float64, types.float64))
     signature = result(*arguments, *(types.float64,) * 3)
     return _compiled(_numba_kernels.tasks, signature, parallel=parallel).entry_point
@@ -304,11 +313,15 @@ _alive: list[Any] = []
 """Whatever has been compiled: the code goes with the dispatcher."""
 
 
-def _function(p: Problem, checking: bool) -> Any:
-    """Return the kernel; what there is to check of a row is known to the first."""
+def _function(p: Problem, checking: bool) -> tuple[Any, tuple[Any, ...]]:
+    """Return the kernel, and the types of its arguments that stand for types."""
+    if p.kind.element_wise:
+        return _numba_terms.elements, _element_kinds(p, checking)
     if p.output is Output.STATISTICS:
-        return _numba_rows.statistics
-    return _numba_rows.distillation if p.kind is Kind.TEACHER and not checking else _numba_kernels.kernel
+        return _numba_rows.statistics, _kinds(p, checking)
+    if checking or p.kind is Kind.LOGITS:
+        return _numba_kernels.kernel, _kinds(p, checking)
+    return _numba_rows.distillation if p.kind is Kind.TEACHER else _numba_terms.rows, _kinds(p, checking)
 
 
 def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
@@ -325,8 +338,11 @@ def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
         return types.none, dense, types.none, types.none, types.none, types.int64 if across else types.none, types.none
     across = _across(p.logits)
     measure = p.class_vector is not None or p.dense is not None
+    x = Stream(_code(p.logits), real)
+    if p.kind not in (Kind.LOGITS, Kind.TEACHER):
+        x = Terms(_code(p.logits), real, p.kind, frozenset({"clips"} if p.clip > 0 else ()))
     return (
-        Stream(_code(p.logits), real),
+        x,
         dense,
         Stream(real, real) if measure else types.none,
         types.none if p.out is None else Stream(_code(p.out), real),
@@ -336,8 +352,47 @@ def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
     )
 
 
+def _element_kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
+    """Return the same for an element-wise kind: x, dense, sample, out, factor, positive, grad_output."""
+    real = "f8" if p.real == np.float64 else "f4"
+    if p.dense is None:
+        raise TypeError("an element-wise problem has a dense target")
+    code, options = _code(p.logits), {"clips": p.clip > 0, "focal": p.gamma > 0, "plain": _is_plain(p)}
+    if checking:  # logits are not read
+        code, options = f"f{real[1]}", {"checks": True}
+
+    def weights(array: Array | None) -> Any:
+        # Numbers that float32 does not hold are read as float64.
+        return types.none if array is None else Stream(_code(array), "f8" if array.itemsize == 8 else real)
+
+    return (
+        Terms(code, real, p.kind, frozenset(option for option, given in options.items() if given)),
+        Stream(_code(p.dense), real),
+        weights(p.sample_weight),
+        types.none if checking or p.out is None else Stream(_code(p.out), real),
+        weights(p.factor),
+        weights(p.positive_weight),
+        types.none if checking else weights(p.grad_output),
+    )
+
+
+def _is_plain(p: Problem) -> bool:
+    """Tell whether an element-wise loss is made of the target as it is."""
+    even = p.positive == 1 and p.negative == 1 and p.positive_weight is None
+    return even and p.target_scale == 1 and p.class_vector is None
+
+
 def _plan_of(p: Problem, checking: bool) -> _Plan:
-    arrays = p.logits, p.labels, p.dense, p.sample_weight, p.grad_output, p.out
+    arrays = (
+        p.logits,
+        p.labels,
+        p.dense,
+        p.sample_weight,
+        p.grad_output,
+        p.out,
+        p.factor,
+        p.positive_weight,
+    )
     key = (
         checking,
         p.output,
@@ -347,6 +402,12 @@ def _plan_of(p: Problem, checking: bool) -> _Plan:
         p.ignore_index,
         p.z_loss == 0,
         p.class_vector is None,
+        p.target_scale == 1,
+        p.kind,
+        p.clip,
+        p.gamma,
+        p.positive,
+        p.negative,
         p.logits.shape,
         *(None if array is None else (array.dtype, array.strides) for array in arrays),
     )
@@ -359,7 +420,11 @@ def _make_plan(p: Problem, checking: bool) -> _Plan:
     call = record[0]
     call["n_rows"] = n_rows = p.n_rows
     call["n_classes"] = n_classes = p.n_classes
-    call["tile"] = tile = TILE if _across(p.logits) else min(64, max(1, KEPT // n_classes))
+    if p.kind.element_wise:
+        tile = ELEMENTS
+    else:
+        tile = TILE if _across(p.logits) else min(64, max(1, KEPT // n_classes))
+    call["tile"] = tile
     call["block_rows"] = block_rows = _block_rows(n_rows, n_classes, tile)
     call["n_blocks"] = n_blocks = -(-n_rows // block_rows)
     call["temperature"] = p.temperature
@@ -372,14 +437,22 @@ def _make_plan(p: Problem, checking: bool) -> _Plan:
         if p.ignore_index is not None:
             call["can_ignore"] = 1
             call["ignore_index"] = (p.ignore_index + 2**63) % 2**64 - 2**63
-    sample_weight, grad_output = _per_row(p.sample_weight), _per_row(p.grad_output)
+    call["lowest"], call["highest"] = p.real.type(p.clip), p.real.type(1 - p.clip)
+    call["gamma"], call["positive"], call["negative"] = p.gamma, p.positive, p.negative
+    grad_output, sample_weight = _row_weights(p)
     call["sample_wide"] = sample_weight is not None and sample_weight.itemsize == 8
     call["output_wide"] = grad_output is not None and grad_output.itemsize == 8
-    operands = {LABELS: p.labels, DENSE: p.dense, SAMPLE_WEIGHT: sample_weight}
+    operands = {
+        LABELS: p.labels,
+        DENSE: p.dense,
+        SAMPLE_WEIGHT: sample_weight,
+        FACTOR: p.factor,
+        POSITIVE_WEIGHT: p.positive_weight,
+    }
     if not checking:
         operands |= {LOGITS: p.logits, GRAD_OUTPUT: grad_output, OUT: p.out}
     _put_layout(call, p.positions, {key: array for key, array in operands.items() if array is not None})
-    return _Plan(record, _kernel(_function(p, checking), _kinds(p, checking)), n_rows, n_blocks)
+    return _Plan(record, _kernel(*_function(p, checking)), n_rows, n_blocks)
 
 
 def _asked(statistics: Statistics) -> _numba_rows.Asked:
@@ -397,6 +470,8 @@ def _measure(p: Problem) -> tuple[Array | None, Array | None]:
     """Return w and v of q = w*t + v in the arithmetic's dtype, or what is needed of them."""
     if p.kind is Kind.TEACHER:
         return None, None
+    if p.kind.element_wise:
+        return None, np.zeros(1, p.real) if p.class_vector is None else p.class_vector.astype(p.real)
     if p.dense is None:
         return None, None if p.class_vector is None else p.class_vector.astype(p.real)
     plain = p.class_vector is None and p.class_weight is None and p.target_scale == 1.0
@@ -452,6 +527,13 @@ def _code(array: Array) -> str:
     dtype = array.dtype
     kind = "bf" if _dtypes.name_of(dtype) == "bfloat16" else dtype.kind
     return f"{'' if dtype.isnative else '>'}{kind}{dtype.itemsize}"
+
+
+def _row_weights(p: Problem) -> tuple[Array | None, Array | None]:
+    """Return grad_output and sample weights as the kernels read them."""
+    if p.kind.element_wise:
+        return p.grad_output, p.sample_weight
+    return _per_row(p.grad_output), _per_row(p.sample_weight)
 
 
 def _per_row(array: Array | None) -> Array | None:
