@@ -277,19 +277,19 @@ class Value:
         never_volatile = ir.Constant(ir.IntType(1), 0)
         self._call(ir.VoidType(), "llvm.memcpy.p0.p0.i64", [self.pointer(), source.pointer(), size.ir, never_volatile])
 
-    def fence(self) -> None:
-        """Have all that was stored so far in memory before what follows."""
-        self.builder.fence("seq_cst")
-
     def clear(self, size: Value) -> None:
         """Write some bytes of zeros to this address."""
         zero, never_volatile = ir.Constant(ir.IntType(8), 0), ir.Constant(ir.IntType(1), 0)
         self._call(ir.VoidType(), "llvm.memset.p0.i64", [self.pointer(), zero, size.ir, never_volatile])
 
-    def prefetch(self) -> None:
+    def fence(self) -> None:
+        """Have all that was stored so far in memory before what follows."""
+        self.builder.fence("seq_cst")
+
+    def prefetch(self, *, to_write: bool = False) -> None:
         """Ask for the cache line at this address."""
-        read, keep, data = (ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))
-        self._call(ir.VoidType(), "llvm.prefetch.p0", [self.pointer(), read, keep, data])
+        use, keep, data = (ir.Constant(ir.IntType(32), value) for value in (int(to_write), 3, 1))
+        self._call(ir.VoidType(), "llvm.prefetch.p0", [self.pointer(), use, keep, data])
 
     def _call(self, result: ir.Type, name: str, arguments: list[ir.Value]) -> ir.Value:
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
@@ -412,12 +412,17 @@ class Memory:
         self.real_size = int(stream.real[1])
         self.itemsize = stream.itemsize
         self.lanes = LANES[stream.real]
+        self.code = f"{'swapped_' * stream.swapped}{stream.kind}{stream.itemsize}_{stream.real}"
         self.step = self.address.integer(self.lanes * stream.itemsize, 64)
         self._f16c = f16c
 
     def computed(self) -> Memory:
         """Return the same for elements as they are computed with."""
         return Memory(self.builder, Stream(self.real, self.real), self.address.ir, f16c=False)
+
+    def beside(self, value: Value) -> Memory:
+        """Return the same for code that is written where the value is, in another function."""
+        return Memory(value.builder, self.stream, self.address.ir, self._f16c)
 
     def constant(self, number: float) -> Value:
         """Return a vector of equal elements."""
@@ -426,8 +431,9 @@ class Memory:
 
     def load(self, address: Value, live: Value | None = None, fill: float = 0.0, lanes: int | None = None) -> Value:
         """Return the vector at an address; of its elements only the first ``live`` are read, the rest is ``fill``."""
-        mask = None if live is None else self.mask(live)
-        value = self._decode(address.read(8 * self.itemsize, self.lanes, mask))
+        lanes = lanes or self.lanes
+        mask = None if live is None else self.mask(live, lanes)
+        value = self._decode(address.read(8 * self.itemsize, lanes, mask))
         return value if mask is None or fill == 0 else select(mask, value, fill)
 
     def load_one(self, address: Value) -> Value:
@@ -445,16 +451,17 @@ class Memory:
 
     def store(self, address: Value, value: Value, live: Value | None = None, *, past_caches: bool = False) -> None:
         """Write a vector, or the first ``live`` of its elements."""
-        mask = None if live is None else self.mask(live)
+        mask = None if live is None else self.mask(live, value.count or 0)
         address.write(self._encode(value), mask, past_caches=past_caches)
 
     def store_one(self, address: Value, value: Value) -> None:
         """Write one element."""
         address.write(self._encode(value))
 
-    def mask(self, live: Value) -> Value:
+    def mask(self, live: Value, lanes: int) -> Value:
         """Return which of a vector's elements are among the first ``live``."""
-        return self.indices() < live.narrow(8 * self.real_size).splat(self.lanes)
+        indices = self.address.integer(0, 8 * self.real_size).indices(lanes)
+        return indices < live.narrow(8 * self.real_size).splat(lanes)
 
     def _swap(self, raw: Value) -> Value:
         return raw.call("llvm.bswap") if self.stream.swapped else raw

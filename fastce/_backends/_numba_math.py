@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from fastce._backends._numba_lanes import (
-    LINE,
     Memory,
     State,
     Value,
@@ -68,7 +67,7 @@ _EXP = {
 _LOG = {
     # The exponent's place and bias; log(2) in two parts; R/s^2 in s^2, highest power first, where s = f/(2 + f) and
     # log(1 + f) = f - f^2/2 + s*(f^2/2 + R): as in the C core's real_f32.h, and in FreeBSD's e_log.c.
-    "f4": (23, 127, (0.693359375, -2.12194440e-4), (0.29590318, 0.3998855, 0.66666687)),
+    "f4": (23, 127, (0.693145751953125, 1.428606765330187e-06), (0.29590318, 0.3998855, 0.66666687)),
     "f8": (
         52,
         1023,
@@ -371,30 +370,14 @@ class Row(NamedTuple):
 
         each(n, lanes, (), some)
 
-    def scale(self, exponentials: Vectors, out: Vectors, n: Value, *, past_caches: bool) -> State:
-        """Write the gradient of a row whose exponentials are known; past the caches ``out`` begins a line."""
+    def scale(self, exponentials: Vectors, out: Vectors, n: Value) -> State:
+        """Write the gradient of a row whose exponentials are known."""
 
         def some(first: Value, count: int, part: Value | None) -> State:
-            values = [e * self.factor for e in exponentials.load(first, count, part, 0.0)]
-            out.store(first, values, part, past_caches=past_caches)
+            out.store(first, [e * self.factor for e in exponentials.load(first, count, part, 0.0)], part)
             return ()
 
         return each(n, out.memory.lanes, (), some)
-
-    def stream(self, exponentials: Vectors, out: Vectors, n: Value) -> State:
-        """Do the same past the caches: what comes before the first whole line is written apart."""
-        size = out.memory.itemsize
-        head = smaller((out.address.like(0) - out.address) % LINE // size, n)
-
-        def begin() -> State:
-            part = exponentials.load(head.like(0), -(-LINE // size // out.memory.lanes), head, 0.0)
-            out.store(head.like(0), [e * self.factor for e in part], head)
-            return ()
-
-        when(head > 0, (), begin)
-        later = exponentials._replace(address=exponentials.address + head * exponentials.memory.itemsize)
-        there = out._replace(address=out.address + head * size)
-        return self.scale(later, there, n - head, past_caches=True)
 
     def _gradient(self, logit: Value, t: Value, value: Value) -> Value:
         # Where all of q is on the maximum, its gradient keeps relative accuracy.

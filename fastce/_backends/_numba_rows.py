@@ -24,7 +24,6 @@ from fastce._backends._numba_lanes import (
     maximum,
     select,
     traced,
-    two_sum,
     when,
 )
 from fastce._backends._numba_math import (
@@ -114,6 +113,7 @@ def distillation(
             n = min(call.tile, end - position, vector.locate(call, tile, position))
             vector.read_rows(call, tile, n)
             bad = min(bad, vector.first_bad(call, tile, n))
+            vector.add_weights(call, tile, n)
             if across is None:
                 for i in range(n):
                     if tile.sample[i] > 0.0:
@@ -623,11 +623,7 @@ def finish_comparison(call: Struct, tile: Struct, n: Value, gradient: int | None
         loss = temperature * temperature * (log1p(rest) + get("pull") / mass)
         value = select(s > 0.0, s * loss, 0.0)
         tile.value.at(i).write(value)
-        for index, term in enumerate((value, get("weight"))):
-            high, low = (tile.sums.at((2 * index + part) * GROUP) for part in range(2))
-            total, dropped = two_sum(high.read_like(term), term)
-            high.write(total)
-            low.write(low.read_like(term) + dropped)
+        vector.add_to_sums(tile, 0, value)
         if gradient is not None:
             scale = get("scale") * s * temperature
             tile.factor.at(i).write(scale / (rest + 1.0))

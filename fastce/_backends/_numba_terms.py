@@ -53,7 +53,6 @@ from fastce._backends._numba_tile import (
     FEW,
     GRAD_OUTPUT,
     GROUP,
-    LABELS,
     LOGITS,
     OUT,
     POSITIVE_WEIGHT,
@@ -179,6 +178,7 @@ def rows(
             if dense is not None:
                 vector.check_dense(call, tile, n, dense, across)
             bad = min(bad, vector.first_bad(call, tile, n))
+            vector.add_weights(call, tile, n)
             vector.get_labels(call, tile, n, x, q)
             if q is None:
                 if out is not None:
@@ -193,10 +193,8 @@ def rows(
                 tile_terms(call, tile, n, x, dense, q, out)
             finish(call, tile, n, x, q, out)
             vector.put_values(call, tile, n, x)
-            if out is not None and call.start[LABELS] != 0:
-                for i in range(n):
-                    if tile.sample[i] > 0.0:
-                        vector.put_label(call, tile, i, out)
+            if out is not None:
+                vector.put_labels(call, tile, n, out)
             position += n
         vector.end_block(call, tile, block, bad)
 
@@ -254,16 +252,17 @@ def row_terms(
         def some(first: Value, count: int, live: Value | None, *total: Value) -> State:
             logits.prefetch(first, count, AHEAD)
             targets.prefetch(first, count, AHEAD)
-            terms = []
-            for index in range(count):
-                (values,), (masses,) = (part.load(first + index, 1, live, 0.0) for part in (logits, targets))
-                terms.append(term(call, stream, masses, values))
-                if put is not None:
-                    slope = scale * weighed(masses, term_slope(call, stream, values))
-                    put.memory.store(put.at(first + index), slope, live)
+            values, masses = (part.load(first, count, live, 0.0) for part in (logits, targets))
+            terms = [term(call, stream, mass, value) for mass, value in zip(masses, values, strict=True)]
+            if put is not None:
+                slopes = [
+                    scale * weighed(mass, term_slope(call, stream, value))
+                    for mass, value in zip(masses, values, strict=True)
+                ]
+                put.store(first, slopes, live)
             return accumulate(total, in_float64(terms, row=True))
 
-        total = each(n // x.lanes, n % x.lanes, total, some)
+        total = each(n, x.lanes, total, some)
         if out is not None:
 
             def scatter() -> State:
@@ -297,12 +296,11 @@ def tile_terms(
                 factor, kept = (scale * sample).to(x.real), sample > 0.0
 
             def some(first: Value, count: int, live: Value | None, *total: Value) -> State:
-                terms = []
-                for index in range(count):
-                    (values,), (masses,) = (part.load(first + index, 1, None, 0.0) for part in (logits, targets))
-                    terms.append(term(call, stream, masses, values))
-                    if out is not None:
-                        slope = factor * weighed(masses, term_slope(call, stream, values))
+                values, masses = (part.load(first, count, None, 0.0) for part in (logits, targets))
+                terms = [term(call, stream, mass, value) for mass, value in zip(masses, values, strict=True)]
+                if out is not None:
+                    for index, (mass, value) in enumerate(zip(masses, values, strict=True)):
+                        slope = factor * weighed(mass, term_slope(call, stream, value))
                         out.store(put.at(first + index), select(kept, slope, 0.0))
                 return accumulate(total, in_float64(terms, row=False))
 
@@ -349,8 +347,7 @@ def finish(call: Struct, tile: Struct, n: Value, x: Memory, q: Memory | None, ou
             value = value + get("pull")
         value = select(s > 0.0, s * value, 0.0)
         tile.value.at(i).write(value)
-        add_to_block(tile, 0, (value,))
-        add_to_block(tile, 1, (get("weight"),))
+        vector.add_to_sums(tile, 0, value)
         if out is not None:
             if q is not None:
                 at = at + get("label_vector")
@@ -363,16 +360,11 @@ def finish(call: Struct, tile: Struct, n: Value, x: Memory, q: Memory | None, ou
 
 def add_to_block(tile: Struct, which: int, total: Sum) -> None:
     """Add a sum of some lanes to the block's losses (0) or weights (1)."""
-    part = total[0]
-    while part.count != GROUP:
-        a, b = part.halves()
-        part = a + b
-    high, low = (tile.sums.at((2 * which + index) * GROUP) for index in range(2))
-    added, dropped = two_sum(high.read_like(part), part)
-    high.write(added)
-    for rest in total[1:]:
-        dropped = dropped + rest
-    low.write(low.read_like(part) + dropped)
+    for part in total:
+        while part.count != GROUP:
+            a, b = part.halves()
+            part = a + b
+        vector.add_to_sums(tile, which, part)
 
 
 class Inputs(NamedTuple):
@@ -439,7 +431,7 @@ def elements(
 def room(tile: Struct, operand: int) -> Value:
     """Return where the elements of an array are gathered that do not lie side by side."""
     items: Items = tile.exponentials
-    return items.at(operand * ELEMENTS)
+    return items.at(operand * ELEMENTS * 8)
 
 
 def beside(call: Struct, operand: int, memory: Memory, whole: Value) -> Value:
@@ -592,7 +584,7 @@ def tile_losses(
         weight = weight_of(loaded, x)
         loss = loss if weight is None else weighed(weight, loss)
         values.store(to_values + i * values.step, loss, live)
-        kept = loss if live is None else select(values.mask(live), loss, 0.0)
+        kept = loss if live is None else select(values.mask(live, x.lanes), loss, 0.0)
         if out is not None and slope is not None:
             slope = slope * constants.scale_of(loaded.get(GRAD_OUTPUT))
             slope = slope if weight is None else weighed(weight, slope)

@@ -336,7 +336,7 @@ def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
     if checking:
         across = p.dense is not None and _across(p.dense)
         return types.none, dense, types.none, types.none, types.none, types.int64 if across else types.none, types.none
-    across = _across(p.logits)
+    across, few = _across(p.logits), p.n_classes <= FEW
     measure = p.class_vector is not None or p.dense is not None
     x = Stream(_code(p.logits), real)
     if p.kind not in (Kind.LOGITS, Kind.TEACHER):
@@ -348,7 +348,7 @@ def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
         types.none if p.out is None else Stream(_code(p.out), real),
         types.int64 if p.output is Output.LOG_SOFTMAX else types.none,
         types.int64 if across else types.none,
-        types.int64 if p.labels is not None and not measure and not across and p.z_loss == 0 else types.none,
+        types.int64 if p.labels is not None and not measure and p.z_loss == 0 and (few or not across) else types.none,
     )
 
 
@@ -416,6 +416,8 @@ def _plan_of(p: Problem, checking: bool) -> _Plan:
 
 
 def _make_plan(p: Problem, checking: bool) -> _Plan:
+    if p.kind is Kind.TEACHER or p.output is Output.STATISTICS:
+        raise NotImplementedError(f"the Numba backend has no kernel for {p.kind.name}, {p.output.name}")
     record = np.zeros(1, CALL)
     call = record[0]
     call["n_rows"] = n_rows = p.n_rows
