@@ -58,7 +58,7 @@ static INLINE void pass_label(block b, int64_t label, real logit, row_state *s, 
             lanes[label - i] = -INFINITY;
             for (int j = 0; j < 4; j++) x[j] = v_load(lanes + j * LANES);
         }
-        for (int j = 0; j < 4; j++) best[j] = v_max(best[j], x[j]);
+        for (int j = 0; j < 4; j++) best[j] = v_max(x[j], best[j]);
         for (int j = 0; j < 4; j++) above[j] = v_add(above[j], v_select(v_gt(x[j], logits), one, zero));
     }
     real lanes[LANES], counts[LANES];
