@@ -61,12 +61,16 @@ cdef int fill(fastce_array *record, object optional, bint has_classes) except -1
     return 0
 
 
+cdef void *array_data(object optional) except? NULL:
+    return NULL if optional is None else cnp.PyArray_DATA(<cnp.ndarray>optional)
+
+
 cdef const double *class_array(object optional) except? NULL:
-    return NULL if optional is None else <double *>cnp.PyArray_DATA(<cnp.ndarray>optional)
+    return <double *>array_data(optional)
 
 
-cdef int translate(object problem, fastce_problem *record) except -1:
-    """Fill the record from a Problem, which must outlive it."""
+cdef int translate(object problem, fastce_problem *record, fastce_statistics *statistics) except -1:
+    """Fill the records from a Problem, which must outlive them."""
     cdef cnp.ndarray logits = problem.logits
     memset(record, 0, sizeof(fastce_problem))
     record.output = <fastce_output><int>problem.output
@@ -95,6 +99,7 @@ cdef int translate(object problem, fastce_problem *record) except -1:
         record.ignore_index = <int64_t>(<unsigned long long>(ignore_index & 0xFFFFFFFFFFFFFFFF))
     record.kind = <fastce_kind><int>problem.kind
     record.clip = problem.clip
+    record.temperature = problem.temperature
     record.gamma = problem.gamma
     record.positive = problem.positive
     record.negative = problem.negative
@@ -102,6 +107,17 @@ cdef int translate(object problem, fastce_problem *record) except -1:
     fill(&record.positive_weight, problem.positive_weight, False)
     if problem.row_values is not None:
         record.row_values = cnp.PyArray_DATA(<cnp.ndarray>problem.row_values)
+    if problem.statistics is not None:
+        record.statistics = statistics
+        asked = problem.statistics
+        statistics.lse = array_data(asked.lse)
+        statistics.loss = array_data(asked.loss)
+        statistics.entropy = array_data(asked.entropy)
+        statistics.argmax = <int64_t *>array_data(asked.argmax)
+        statistics.target_probability = array_data(asked.target_probability)
+        statistics.rank = <int64_t *>array_data(asked.rank)
+        statistics.margin = array_data(asked.margin)
+        statistics.correct = <unsigned char *>array_data(asked.correct)
     return 0
 
 
@@ -116,9 +132,10 @@ cdef object finish(fastce_status status, const fastce_totals *totals):
 def scan(problem not None, int num_threads):
     """Check every row and total the weights: (bad_row, 0.0, weight)."""
     cdef fastce_problem record
+    cdef fastce_statistics statistics
     cdef fastce_totals totals
     cdef fastce_status status
-    translate(problem, &record)
+    translate(problem, &record, &statistics)
     with nogil:
         status = fastce_scan(&record, num_threads, &totals)
     return finish(status, &totals)
@@ -127,12 +144,13 @@ def scan(problem not None, int num_threads):
 def run(problem not None, bytes isa, int num_threads):
     """Carry a problem out on an ISA, or on the best one for None: (bad_row, loss, weight)."""
     cdef fastce_problem record
+    cdef fastce_statistics statistics
     cdef fastce_totals totals
     cdef fastce_status status
     cdef const char *name = NULL
     if isa is not None:
         name = isa
-    translate(problem, &record)
+    translate(problem, &record, &statistics)
     with nogil:
         status = fastce_run(&record, name, num_threads, &totals)
     return finish(status, &totals)
@@ -209,7 +227,8 @@ def quick(logits, target, *options):
 def kernel_name(problem not None):
     """The kernel a problem gets."""
     cdef fastce_problem record
-    translate(problem, &record)
+    cdef fastce_statistics statistics
+    translate(problem, &record, &statistics)
     return fastce_kernel_name(&record).decode()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, overload
 
 from fastce import _inputs, _pipeline
-from fastce._problem import Array, Output
+from fastce._problem import Array, Output, Statistics
 
 
 class LossAndGrad(NamedTuple):
@@ -232,21 +232,37 @@ def cross_entropy(
     IndexError: target: label 3 at index (1,) is out of range for 3 classes
     """
     # In the order of the signature, as `_DEFAULTS` are.
-    small = _pipeline.quick(
-        logits,
-        target,
-        axis,
-        weight,
-        sample_weight,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        reduction,
-        denominator,
-        base,
-        backend,
-        num_threads,
-    )
+    if backend is _pipeline.NUMBA:
+        small = _pipeline.numba_quick.loss(
+            logits,
+            target,
+            num_threads,
+            axis,
+            weight,
+            sample_weight,
+            ignore_index,
+            label_smoothing,
+            z_loss,
+            reduction,
+            denominator,
+            base,
+        )
+    else:
+        small = _pipeline.quick(
+            logits,
+            target,
+            axis,
+            weight,
+            sample_weight,
+            ignore_index,
+            label_smoothing,
+            z_loss,
+            reduction,
+            denominator,
+            base,
+            backend,
+            num_threads,
+        )
     if small is not None:
         return small
     request = _inputs.loss_request(
@@ -263,11 +279,12 @@ def cross_entropy(
         base=base,
     )
     loss = _pipeline.loss(request, backend, num_threads)
-    _pipeline.settle_quick(_DEFAULTS)
+    _pipeline.settle_quick(_OPTIONS, _DEFAULTS, backend)
     return loss
 
 
 _DEFAULTS = tuple((cross_entropy.__kwdefaults__ or {}).values())
+_OPTIONS = {k: v for k, v in (cross_entropy.__kwdefaults__ or {}).items() if k not in ("backend", "num_threads")}
 """The very objects that omitted options are."""
 
 
@@ -369,6 +386,24 @@ def cross_entropy_with_grad(
     >>> np.round(scaled.astype(np.float32) / 2.0**16 * 1e9, 2)
     array([[-12.29,   6.14,   6.14]], dtype=float32)
     """
+    if backend is _pipeline.NUMBA and grad_output is None:
+        small = _pipeline.numba_quick.loss_and_grad(
+            logits,
+            target,
+            out,
+            num_threads,
+            axis,
+            weight,
+            sample_weight,
+            ignore_index,
+            label_smoothing,
+            z_loss,
+            reduction,
+            denominator,
+            base,
+        )
+        if small is not None:
+            return LossAndGrad(small, out)
     request = _inputs.loss_request(
         logits,
         target,
@@ -378,6 +413,331 @@ def cross_entropy_with_grad(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        reduction=reduction,
+        denominator=denominator,
+        base=base,
+        gradient=True,
+        grad_output=grad_output,
+        out=out,
+    )
+    both = LossAndGrad(*_pipeline.loss_and_grad(request, backend, num_threads))
+    _pipeline.settle_quick(_OPTIONS, _DEFAULTS, backend)
+    return both
+
+
+def focal_loss(
+    logits: Any,
+    target: Any,
+    *,
+    gamma: float = 2.0,
+    alpha: Any = None,
+    axis: int = -1,
+    sample_weight: Any = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    denominator: float | None = None,
+    base: float | None = None,
+    backend: str = "auto",
+    num_threads: int | None = None,
+) -> float | Array:
+    r"""Focal loss: softmax cross entropy that counts what is nearly right for less.
+
+    With :math:`p` the probability that softmax gives to the label :math:`y`,
+
+    .. math:: \mathrm{loss} = s\,\alpha_y\,(1 - p)^\gamma\,(-\log p)
+
+    in nats [1]_.
+
+    Parameters
+    ----------
+    logits : array_like
+        As for `cross_entropy`.
+    target : array_like
+        Integer labels of the shape of ``logits`` without the class axis.
+    gamma : float, default 2.0
+        The focusing exponent, >= 0; 0 gives cross entropy.
+    alpha : float or array_like, optional
+        A number >= 0 that multiplies every loss, or one for each class, shape ``(C,)``.
+    axis, sample_weight, ignore_index
+        As for `cross_entropy`.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides the sum by the total of ``sample_weight`` over the rows that are not ignored, whatever ``alpha``
+        is.
+    denominator, base
+        As for `cross_entropy`.
+    backend, num_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    float or ndarray
+        As for `cross_entropy`.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, BackendUnavailableError
+        As for `cross_entropy`.
+
+    See Also
+    --------
+    binary_focal_loss_with_logits : Of independent yes-or-no decisions.
+
+    Notes
+    -----
+    :math:`1 - p` is :math:`-\mathrm{expm1}` of minus the cross entropy :math:`c` of the row, never a difference: the
+    relative error of the loss is at most :math:`1 + \gamma` times that of :math:`c`, however small, and of the dtype's
+    rounding. Infinite cross entropy is an infinite loss; NaN stays NaN.
+
+    References
+    ----------
+    .. [1] T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> logits = np.log([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
+    >>> fastce.focal_loss(logits, [1, 2], reduction="none").round(4)
+    array([0.0321, 0.3299])
+    >>> round(fastce.focal_loss(logits, [1, 2], gamma=0), 4), round(fastce.cross_entropy(logits, [1, 2]), 4)
+    (0.6365, 0.6365)
+    """
+    request, focus = _inputs.focal_request(
+        logits,
+        target,
+        gamma=gamma,
+        alpha=alpha,
+        axis=axis,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        denominator=denominator,
+        base=base,
+    )
+    return _pipeline.focal_loss(request, focus, backend, num_threads)
+
+
+def focal_loss_with_grad(
+    logits: Any,
+    target: Any,
+    *,
+    gamma: float = 2.0,
+    alpha: Any = None,
+    axis: int = -1,
+    sample_weight: Any = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    denominator: float | None = None,
+    base: float | None = None,
+    grad_output: Any = None,
+    out: Array | None = None,
+    backend: str = "auto",
+    num_threads: int | None = None,
+) -> LossAndGrad:
+    r"""`focal_loss` and its gradient with respect to the logits.
+
+    With the notation used there, and :math:`p_k` the softmax,
+
+    .. math:: \frac{\partial\,\mathrm{loss}}{\partial x_k}
+              = s\,\alpha_y \bigl((1 - p)^\gamma + \gamma\,p\,(1 - p)^{\gamma - 1} (-\log p)\bigr) (p_k - [k = y])
+
+    times whatever the returned value is divided by.
+
+    Parameters
+    ----------
+    logits, target, gamma, alpha, axis, sample_weight, ignore_index, reduction, denominator, base
+        As for `focal_loss`.
+    grad_output, out
+        As for `cross_entropy_with_grad`.
+    backend, num_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    LossAndGrad
+        As for `cross_entropy_with_grad`.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, BackendUnavailableError
+        As for `cross_entropy`; nothing has been written then.
+
+    Notes
+    -----
+    The logits are read twice: the factor of a row is known from its cross entropy.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> logits = np.log([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
+    >>> loss, grad = fastce.focal_loss_with_grad(logits, [1, 2])
+    >>> grad.round(4)
+    array([[ 0.024 , -0.036 ,  0.012 ],
+           [ 0.12  ,  0.12  , -0.2399]])
+    """
+    request, focus = _inputs.focal_request(
+        logits,
+        target,
+        gamma=gamma,
+        alpha=alpha,
+        axis=axis,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        denominator=denominator,
+        base=base,
+        gradient=True,
+        grad_output=grad_output,
+        out=out,
+    )
+    return LossAndGrad(*_pipeline.focal_loss_and_grad(request, focus, backend, num_threads))
+
+
+def distillation_loss(
+    logits: Any,
+    teacher_logits: Any,
+    *,
+    axis: int = -1,
+    temperature: float = 1.0,
+    sample_weight: Any = None,
+    reduction: str = "mean",
+    denominator: float | None = None,
+    base: float | None = None,
+    backend: str = "auto",
+    num_threads: int | None = None,
+) -> float | Array:
+    r"""Cross entropy of softmax against the softmax of a teacher's logits, both at a temperature.
+
+    For rows :math:`x` of logits and :math:`t` of a teacher's, with :math:`q = \mathrm{softmax}(t / T)`,
+
+    .. math:: \mathrm{loss} = s\,T^2 \Bigl(\log \sum_k e^{x_k / T} - \sum_k q_k\,x_k / T\Bigr)
+
+    in nats: cross entropy, not a divergence, times :math:`T^2` so that its gradient keeps its size [1]_.
+
+    Parameters
+    ----------
+    logits : array_like
+        As for `cross_entropy`.
+    teacher_logits : array_like
+        Of the shape of ``logits``: float16, bfloat16, float32 or float64, of any layout.
+    axis : int, default -1
+        The class axis.
+    temperature : float, default 1.0
+        T, > 0.
+    sample_weight : array_like, optional
+        A weight for each row, of the shape of ``logits`` without the class axis, finite, >= 0. A row of weight 0 is
+        ignored.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides the sum by the total of ``sample_weight``, without it by the number of rows.
+    denominator, base
+        As for `cross_entropy`.
+    backend, num_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    float or ndarray
+        As for `cross_entropy`.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        For an argument that is not accepted.
+
+    See Also
+    --------
+    cross_entropy : Against probabilities.
+
+    Notes
+    -----
+    No array of probabilities is made: both rows are read once. A logit of -inf is an excluded class; one to which the
+    teacher gives probability makes the loss +inf. A row with NaN or +inf, or of -inf alone, on either side, has the
+    loss NaN. The divergence is this minus ``T**2 * entropy(softmax(teacher_logits / T))``, which does not depend on the
+    logits.
+
+    References
+    ----------
+    .. [1] G. Hinton, O. Vinyals and J. Dean, "Distilling the Knowledge in a Neural Network", 2015.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> round(fastce.distillation_loss([[1.0, 2.0, 0.5]], [[2.0, 2.0, 0.0]]), 4)
+    1.0277
+    >>> round(fastce.distillation_loss([[1.0, 2.0, 0.5]], [[2.0, 2.0, 0.0]], temperature=2), 4)
+    4.2381
+    """
+    request = _inputs.distillation_request(
+        logits,
+        teacher_logits,
+        axis=axis,
+        temperature=temperature,
+        sample_weight=sample_weight,
+        reduction=reduction,
+        denominator=denominator,
+        base=base,
+    )
+    return _pipeline.loss(request, backend, num_threads)
+
+
+def distillation_loss_with_grad(
+    logits: Any,
+    teacher_logits: Any,
+    *,
+    axis: int = -1,
+    temperature: float = 1.0,
+    sample_weight: Any = None,
+    reduction: str = "mean",
+    denominator: float | None = None,
+    base: float | None = None,
+    grad_output: Any = None,
+    out: Array | None = None,
+    backend: str = "auto",
+    num_threads: int | None = None,
+) -> LossAndGrad:
+    r"""`distillation_loss` and its gradient with respect to the logits.
+
+    .. math:: \frac{\partial\,\mathrm{loss}}{\partial x_k} = s\,T\,(p_k - q_k), \quad p = \mathrm{softmax}(x / T)
+
+    times whatever the returned value is divided by.
+
+    Parameters
+    ----------
+    logits, teacher_logits, axis, temperature, sample_weight, reduction, denominator, base
+        As for `distillation_loss`.
+    grad_output, out
+        As for `cross_entropy_with_grad`.
+    backend, num_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    LossAndGrad
+        As for `cross_entropy_with_grad`.
+
+    Raises
+    ------
+    TypeError, ValueError, BackendUnavailableError
+        As for `distillation_loss`; nothing has been written then.
+
+    Notes
+    -----
+    Each element is within 8 ULP of :math:`\max(p_k, q_k)`, times :math:`s\,T`.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> loss, grad = fastce.distillation_loss_with_grad([[1.0, 2.0, 0.5]], [[2.0, 2.0, 0.0]])
+    >>> grad.round(3)
+    array([[-0.237,  0.16 ,  0.077]])
+    """
+    request = _inputs.distillation_request(
+        logits,
+        teacher_logits,
+        axis=axis,
+        temperature=temperature,
+        sample_weight=sample_weight,
         reduction=reduction,
         denominator=denominator,
         base=base,
@@ -524,6 +884,111 @@ def logsumexp(
     """
     request = _inputs.map_request(Output.LSE, logits, axis, out)
     return _pipeline.logsumexp(request, backend, num_threads)
+
+
+class RowStatistics(Statistics):
+    """The result of `row_statistics`: one number a row for each field, None for those not asked for.
+
+    Attributes
+    ----------
+    lse : ndarray
+        Log of the sum of exponentials.
+    loss : ndarray
+        Cross entropy of the label.
+    entropy : ndarray
+        Entropy of softmax.
+    argmax : ndarray of int64
+        The class of the greatest logit, the first of equals.
+    target_probability : ndarray
+        What softmax gives to the label.
+    rank : ndarray of int64
+        How many logits are greater than the label's: 0 is the best.
+    margin : ndarray
+        The label's logit minus the greatest of the others.
+    correct : ndarray of bool
+        Whether argmax is the label.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> found = fastce.row_statistics([[1.0, 3.0, 2.0]], [2])
+    >>> found.rank, found.margin, found.correct
+    (array([1]), array([-1.]), array([False]))
+    """
+
+    __slots__ = ()
+
+
+def row_statistics(
+    logits: Any,
+    target: Any = None,
+    *,
+    fields: Any = None,
+    axis: int = -1,
+    ignore_index: int = -100,
+    base: float | None = None,
+    backend: str = "auto",
+    num_threads: int | None = None,
+) -> RowStatistics:
+    r"""What is asked of an evaluation about each row of logits, in one visit of it.
+
+    With :math:`p` the softmax of a row, :math:`\ell` its log-sum-exp and :math:`y` its label: :math:`\ell`, the loss
+    :math:`\ell - x_y`, the entropy :math:`-\sum_k p_k \log p_k`, :math:`\arg\max_k x_k`, :math:`p_y`, the rank
+    :math:`\#\{k : x_k > x_y\}`, the margin :math:`x_y - \max_{k \ne y} x_k`, and whether the argmax is the label.
+
+    Parameters
+    ----------
+    logits : array_like
+        As for `cross_entropy`.
+    target : array_like, optional
+        Integer labels, of the shape of ``logits`` without the class axis.
+    fields : str or iterable of str, optional
+        The names of the attributes of `RowStatistics` that are wanted; the others are None and cost nothing. By
+        default all, or without a target those that need none: ``lse``, ``entropy``, ``argmax``.
+    axis : int, default -1
+        The class axis.
+    ignore_index : int, default -100
+        Rows with this label have no label: loss 0, ``target_probability`` and ``margin`` NaN, rank -1, not correct.
+    base : float, optional
+        Gives loss and entropy as logarithms to this base (> 1), 2 for bits, instead of nats.
+    backend, num_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    RowStatistics
+        A named tuple of arrays of the shape of labels: float64 for float64 logits, else float32; int64 for ``argmax``
+        and ``rank``, bool for ``correct``.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, BackendUnavailableError
+        As for `cross_entropy`.
+
+    See Also
+    --------
+    cross_entropy : The loss alone.
+
+    Notes
+    -----
+    Loss, entropy and probability are sums and quotients of numbers >= 0, within 4 ULP of float32 (float64 for float64
+    logits) as far as the differences of logits are exact, 8 for the probability. A logit of -inf is an excluded class.
+    In a row with NaN, with +inf or of -inf alone, loss, entropy and probability are NaN, lse is that of `logsumexp`,
+    and argmax the first NaN or the first maximum.
+
+    Examples
+    --------
+    >>> import fastce
+    >>> found = fastce.row_statistics([[1.0, 3.0, 2.0], [0.0, 0.0, 5.0]], [2, 2])
+    >>> found.argmax, found.rank, found.margin
+    (array([1, 2]), array([1, 0]), array([-1.,  5.]))
+    >>> found.loss.round(4), found.entropy.round(4), found.target_probability.round(4)
+    (array([1.4076, 0.0134]), array([0.8324, 0.0799]), array([0.2447, 0.9867]))
+    >>> fastce.row_statistics([[1.0, 3.0, 2.0]], fields="argmax").lse is None
+    True
+    """
+    request = _inputs.statistics_request(logits, target, fields=fields, axis=axis, ignore_index=ignore_index, base=base)
+    return RowStatistics(*_pipeline.row_statistics(request, backend, num_threads))
 
 
 def explain(logits: Any, target: Any, **options: Any) -> _pipeline.Explanation:

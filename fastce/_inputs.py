@@ -11,12 +11,13 @@ import math
 import numbers
 import operator
 import sys
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastce import _dtypes
-from fastce._problem import Array, Kind, Output, Problem
+from fastce._problem import NEED_LABELS, Array, Kind, Output, Problem, Statistics
 
 REDUCTIONS = ("mean", "sum", "none")
 DIVERGENCE_REDUCTIONS = ("none", "sum", "mean", "batchmean")
@@ -97,11 +98,7 @@ def loss_request(
 
     row_grad, factor, grad, grad_view = None, 1.0, None, None
     if gradient:
-        if grad_output is not None:
-            if reduction == "none":
-                row_grad = _per_row("grad_output", grad_output, positions)
-            else:
-                factor = _scalar("grad_output", grad_output)
+        row_grad, factor = _grad_output(grad_output, reduction, positions)
         others = {"target": target, "weight": weight, "sample_weight": sample_weight, "grad_output": grad_output}
         grad = _gradient(name, out, given, others)
         grad_view = _classes_last(grad, axis)
@@ -124,6 +121,127 @@ def loss_request(
         clip=_clip(eps),
     )
     return Request(problem, axis, reduction, denominator, unit, factor, grad)
+
+
+class Focus(NamedTuple):
+    """What a focal loss makes of the cross entropy of each row."""
+
+    gamma: float
+    row_weight: Array
+    """(rows,): float64, the sample weight times alpha of the label; 0 for rows that are ignored."""
+    total_weight: float
+    """Of the sample weights of rows that are not ignored: a mean's denominator."""
+
+
+def focal_request(
+    logits: Any,
+    target: Any,
+    *,
+    gamma: Any,
+    alpha: Any,
+    axis: Any,
+    sample_weight: Any,
+    ignore_index: Any,
+    reduction: Any,
+    denominator: Any,
+    base: Any,
+    gradient: bool = False,
+    grad_output: Any = None,
+    out: Any = None,
+) -> tuple[Request, Focus]:
+    """Validate a call of focal_loss: cross entropy of each row, and what becomes of it.
+
+    Rows of weight 0 are ignored, the weights of others wait until each row's own cross entropy is known.
+    """
+    _scales(reduction, denominator, base)
+    request = loss_request(
+        logits,
+        target,
+        axis=axis,
+        weight=None,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=0.0,
+        reduction="none",
+        denominator=None,
+        base=base,
+        gradient=gradient,
+        grad_output=grad_output if reduction == "none" else None,
+        out=out,
+    )
+    problem = request.problem
+    if problem.labels is None:
+        raise ValueError(f"target: expected integer labels of shape {problem.positions}, got a dense target")
+    if gradient and reduction != "none":
+        request = request._replace(grad_output=_grad_output(grad_output, reduction, problem.positions)[1])
+    exponent = _number("gamma", gamma, 0.0, math.inf, "a finite number >= 0")
+
+    labels = problem.labels.reshape(-1)
+    weights = np.ones(problem.n_rows)
+    if problem.sample_weight is not None:
+        weights *= problem.sample_weight.reshape(-1).astype(np.float64)
+        wrong = ~((weights >= 0) & (weights < math.inf))
+        if wrong.any():
+            raise bad_row(request, int(wrong.argmax()))
+    if problem.ignore_index is not None:
+        weights[labels == problem.ignore_index] = 0.0
+    total = float(weights.sum())
+    if alpha is not None:
+        weights *= _alpha_of_labels(alpha, labels, problem.n_classes)
+    kept = None if problem.sample_weight is None else problem.sample_weight != 0
+    return request._replace(
+        problem=replace(problem, sample_weight=kept), reduction=reduction, denominator=denominator
+    ), Focus(exponent, weights, total)
+
+
+def _alpha_of_labels(alpha: Any, labels: Array, n_classes: int) -> Array | float:
+    """Return each label's weight; that of a label which is out of range, or ignored, does not matter."""
+    array = _array("alpha", alpha)
+    if array.ndim == 0:
+        return _number("alpha", array, 0.0, math.inf, "a finite number >= 0, or one for each class")
+    weights = _class_weight(alpha, n_classes, "alpha")
+    inside = (labels >= 0) & (labels < n_classes)
+    return weights[np.where(inside, labels, 0).astype(np.intp)]
+
+
+def distillation_request(
+    logits: Any,
+    teacher_logits: Any,
+    *,
+    axis: Any,
+    temperature: Any,
+    sample_weight: Any,
+    reduction: Any,
+    denominator: Any,
+    base: Any,
+    gradient: bool = False,
+    grad_output: Any = None,
+    out: Any = None,
+) -> Request:
+    """Validate a call of distillation_loss, or with ``gradient`` of its twin."""
+    given, x, axis = _values("logits", logits, axis)
+    positions = x.shape[:-1]
+    denominator, unit = _scales(reduction, denominator, base)
+    teacher = _floating("teacher_logits", teacher_logits)
+    if teacher.shape != given.shape:
+        raise ValueError(f"teacher_logits: expected the shape of logits, {given.shape}, got shape {teacher.shape}")
+    row_grad, factor, grad = None, 1.0, None
+    if gradient:
+        row_grad, factor = _grad_output(grad_output, reduction, positions)
+        others = {"teacher_logits": teacher, "sample_weight": sample_weight, "grad_output": grad_output}
+        grad = _gradient("logits", out, given, others)
+    problem = Problem(
+        output=Output.GRAD if gradient else Output.LOSS,
+        logits=x,
+        dense=_classes_last(teacher, axis),
+        sample_weight=None if sample_weight is None else _per_row("sample_weight", sample_weight, positions),
+        row_values=_row_values(x) if reduction == "none" else None,
+        out=None if grad is None else _classes_last(grad, axis),
+        grad_output=row_grad,
+        kind=Kind.TEACHER,
+        temperature=_number("temperature", temperature, 0.0, math.inf, "a finite number > 0", open_low=True),
+    )
+    return Request(problem, axis, reduction, denominator, unit, factor, grad, target_name="teacher_logits")
 
 
 def element_request(
@@ -284,6 +402,38 @@ def _codes(y_true: Any, labels: Any, shape: tuple[int, ...], n_classes: int) -> 
         i = int(wrong.argmax())
         raise ValueError(f"y_true: {_shown(truth[i].item())} at index ({i},) is not one of the labels")
     return codes
+
+
+def statistics_request(logits: Any, target: Any, *, fields: Any, axis: Any, ignore_index: Any, base: Any) -> Request:
+    """Validate a call of row_statistics."""
+    given, x, axis = _values("logits", logits, axis)
+    _, unit = _scales("none", None, base)
+    labels = None
+    if target is not None:
+        labels, _ = _target("logits", target, given.shape, axis)
+        if labels is None:
+            shape = x.shape[:-1]
+            raise ValueError(f"target: expected integer labels of shape {shape}, got a dense target of {given.shape}")
+    known = Statistics._fields if labels is not None else tuple(n for n in Statistics._fields if n not in NEED_LABELS)
+    try:
+        asked = known if fields is None else (fields,) if isinstance(fields, str) else tuple(fields)
+    except TypeError:
+        raise TypeError(f"fields: expected names, got {_shown(fields)} of type {type(fields).__name__}") from None
+    for name in asked:
+        if name not in known:
+            without = "" if labels is not None else " without a target"
+            raise ValueError(f"fields: expected some of {', '.join(known)}{without}, got {_shown(name)}")
+    n_rows = math.prod(x.shape[:-1])
+    dtypes = {"argmax": np.dtype(np.int64), "rank": np.dtype(np.int64), "correct": np.dtype(np.bool_)}
+    real = _row_values(x[:0] if x.ndim > 1 else x).dtype
+    problem = Problem(
+        Output.STATISTICS,
+        x,
+        labels=labels,
+        ignore_index=_ignore_index(ignore_index, labels),
+        statistics=Statistics(**{name: np.empty(n_rows, dtypes.get(name, real)) for name in asked}),
+    )
+    return Request(problem, axis, unit=unit)
 
 
 def map_request(output: Output, logits: Any, axis: Any, out: Any) -> Request:
@@ -463,17 +613,17 @@ def _ignore_index(value: Any, labels: Array | None) -> int | None:
     return index if -(1 << bits - 1) <= index < 1 << bits - 1 else None
 
 
-def _class_weight(weight: Any, n_classes: int) -> Array:
-    array = _array("weight", weight)
+def _class_weight(weight: Any, n_classes: int, name: str = "weight") -> Array:
+    array = _array(name, weight)
     if not _dtypes.is_real(array.dtype):
-        raise TypeError(f"weight: expected real numbers, got {_described(weight, array)}")
+        raise TypeError(f"{name}: expected real numbers, got {_described(weight, array)}")
     if array.shape != (n_classes,):
-        raise ValueError(f"weight: expected one number for each class, shape {(n_classes,)}, got shape {array.shape}")
+        raise ValueError(f"{name}: expected one number for each class, shape {(n_classes,)}, got shape {array.shape}")
     array = np.ascontiguousarray(array, dtype=np.float64)
     wrong = ~((array >= 0) & (array < math.inf))
     if wrong.any():
         k = int(wrong.argmax())
-        raise ValueError(f"weight: expected finite numbers >= 0, got {float(array[k])!r} at index ({k},)")
+        raise ValueError(f"{name}: expected finite numbers >= 0, got {float(array[k])!r} at index ({k},)")
     return array
 
 
@@ -484,6 +634,15 @@ def _per_row(name: str, value: Any, positions: tuple[int, ...]) -> Array:
     if array.shape != positions:
         raise ValueError(f"{name}: expected one number for each row, shape {positions}, got shape {array.shape}")
     return array
+
+
+def _grad_output(value: Any, reduction: str, positions: tuple[int, ...]) -> tuple[Array | None, float]:
+    """Return what multiplies the gradient: one number for each row, and one for all."""
+    if value is None:
+        return None, 1.0
+    if reduction == "none":
+        return _per_row("grad_output", value, positions), 1.0
+    return None, _scalar("grad_output", value)
 
 
 def _scalar(name: str, value: Any) -> float:

@@ -34,6 +34,28 @@ class Output(enum.IntEnum):
     LSE = 2
     SOFTMAX = 3
     LOG_SOFTMAX = 4
+    STATISTICS = 5
+
+
+class Statistics(NamedTuple):
+    """What a problem of the output STATISTICS fills, one number a row, (rows,) each; None for what is not asked for.
+
+    The dtype is that of a row's loss, int64 for argmax and rank, bool for correct. What depends on the label is, for a
+    row that is ignored or has none, 0 for the loss, NaN, -1 for the rank, and False.
+    """
+
+    lse: Array | None = None
+    loss: Array | None = None
+    entropy: Array | None = None
+    argmax: Array | None = None
+    target_probability: Array | None = None
+    rank: Array | None = None
+    margin: Array | None = None
+    correct: Array | None = None
+
+
+NEED_LABELS = ("loss", "target_probability", "rank", "margin", "correct")
+"""The statistics that depend on the label."""
 
 
 class Kind(enum.IntEnum):
@@ -52,11 +74,13 @@ class Kind(enum.IntEnum):
     """Sum of t_k log(t_k / x_k)."""
     JS = 4
     """Half of the sum of t_k log(t_k / m_k) + x_k log(x_k / m_k), m their mean."""
-    BINARY_LOGITS = 5
+    TEACHER = 5
+    """T^2 times cross entropy of softmax(x / T) against softmax(t / T), t a teacher's logits, T the temperature."""
+    BINARY_LOGITS = 6
     """a t sigmoid(-x)^gamma softplus(-x) + b (1 - t) sigmoid(x)^gamma softplus(x)."""
-    BINARY_PROBABILITIES = 6
+    BINARY_PROBABILITIES = 7
     """a t (-log x) + b (1 - t) (-log(1 - x))."""
-    SQUARES = 7
+    SQUARES = 8
     """(x - t)^2."""
 
     @property
@@ -99,6 +123,8 @@ class Problem:
     kind: Kind = Kind.LOGITS
     clip: float = 0.0
     """Probabilities are taken as at least this and at most 1 - clip."""
+    temperature: float = 1.0
+    """Of TEACHER."""
     gamma: float = 0.0
     """The exponent of a focal loss."""
     positive: float = 1.0
@@ -109,6 +135,7 @@ class Problem:
     """(\\*positions): any dtype of sample_weight, finite, >= 0."""
     factor: Array | None = None
     """(\\*positions): multiplies the losses of element-wise kinds, and is not part of a mean's denominator."""
+    statistics: Statistics | None = None
 
     @property
     def positions(self) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ cdef extern from "fastce.h" nogil:
         FASTCE_LSE
         FASTCE_SOFTMAX
         FASTCE_LOG_SOFTMAX
+        FASTCE_STATISTICS
 
     ctypedef enum fastce_target:
         FASTCE_NO_TARGET
@@ -46,6 +47,16 @@ cdef extern from "fastce.h" nogil:
         int32_t byte_swapped
         ptrdiff_t class_stride
         const ptrdiff_t *strides
+
+    ctypedef struct fastce_statistics:
+        void *lse
+        void *loss
+        void *entropy
+        int64_t *argmax
+        void *target_probability
+        int64_t *rank
+        void *margin
+        unsigned char *correct
 
     ctypedef struct fastce_problem:
         fastce_output output
@@ -68,11 +79,13 @@ cdef extern from "fastce.h" nogil:
         void *row_values
         fastce_kind kind
         double clip
+        double temperature
         double gamma
         double positive
         double negative
         fastce_array factor
         fastce_array positive_weight
+        const fastce_statistics *statistics
 
     ctypedef struct fastce_totals:
         int64_t bad_row

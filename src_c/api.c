@@ -172,6 +172,7 @@ static void start_rows(rows *r, const rows *others) {
     r->logits_step = others->logits_step;
     r->dense_step = others->dense_step;
     r->out_step = others->out_step;
+    r->first_row = others->first_row;
 }
 
 /* Visits count rows of a run in batches; returns its first bad row, or -1. */
@@ -200,7 +201,7 @@ static int64_t visit_run(const call *c, run *u, int64_t count, chunk_state *stat
             for (int64_t i = 0; i < n; i++) kept -= batch.weight[i] == 0;
         /* While most of its rows are wanted, a batch stays whole: its neighbours are loaded, or stored, together. */
         bool dense = t->problem->target_kind == FASTCE_DENSE;
-        bool whole = kept == n || (kept > n / 2 && !dense) || t->elements;
+        bool whole = kept == n || (kept > n / 2 && !dense) || t->every_row;
         if (whole && u->waiting.count == 0) {
             batch.consecutive = true;
             batch.first = done;
@@ -240,6 +241,7 @@ static void visit_chunk(void *context, int64_t chunk, int worker) {
         r->logits_step = step[LOGITS];
         r->dense_step = step[TARGET];
         r->out_step = step[OUT];
+        r->first_row = row;
         start_rows(r, r);
         int64_t bad = visit_run(c, &u, count, &state, scratch);
         if (bad >= 0) state.total.bad_row = row + bad;
@@ -276,21 +278,25 @@ static bool array_is_valid(const fastce_array *a, bool floating, bool required) 
 static bool is_element_wise(const fastce_problem *q) { return q->kind >= FASTCE_BINARY_LOGITS; }
 
 static bool kind_is_valid(const fastce_problem *q) {
-    bool divergence = q->kind == FASTCE_KL || q->kind == FASTCE_JS;
+    bool divergence = q->kind == FASTCE_KL || q->kind == FASTCE_JS, teacher = q->kind == FASTCE_TEACHER;
     if ((unsigned)q->kind >= FASTCE_KIND_COUNT) return false;
     if (q->kind == FASTCE_LOGITS) return !q->factor.data && !q->positive_weight.data;
     if (q->output != FASTCE_LOSS && (q->output != FASTCE_GRAD || divergence)) return false;
     if (is_element_wise(q) && q->n_classes != 1) return false;
-    return q->target_kind == FASTCE_DENSE || !(is_element_wise(q) || divergence);
+    if (teacher && !(dtype_is_floating(q->target.dtype) && q->temperature > 0 && isfinite(q->temperature)))
+        return false;
+    return q->target_kind == FASTCE_DENSE || !(is_element_wise(q) || divergence || teacher);
 }
 
 static bool problem_is_valid(const fastce_problem *q) {
-    bool writes = q->output != FASTCE_LOSS && q->output != FASTCE_LSE;
+    bool statistics = q->output == FASTCE_STATISTICS;
+    bool writes = q->output != FASTCE_LOSS && q->output != FASTCE_LSE && !statistics;
     bool has_target = q->target_kind != FASTCE_NO_TARGET;
-    bool wants_target = q->output == FASTCE_LOSS || q->output == FASTCE_GRAD;
+    bool wants_target = q->output == FASTCE_LOSS || q->output == FASTCE_GRAD || (statistics && has_target);
     if ((unsigned)q->output >= FASTCE_OUTPUT_COUNT || (unsigned)q->target_kind >= FASTCE_TARGET_COUNT) return false;
     if (!kind_is_valid(q)) return false;
     if (q->output == FASTCE_LSE && !q->row_values) return false;
+    if (statistics && (!q->statistics || q->target_kind == FASTCE_DENSE)) return false;
     if (has_target != wants_target || q->n_axes < 0 || q->n_axes > MAX_AXES || q->n_classes < 0) return false;
     if (!array_is_valid(&q->logits, true, true) || !array_is_valid(&q->target, false, has_target) ||
         !array_is_valid(&q->sample_weight, false, false) || !array_is_valid(&q->out, true, writes) ||
@@ -310,6 +316,7 @@ static bool takes_lanes(const fastce_problem *q) {
 const char *fastce_kernel_name(const fastce_problem *q) {
     if (!problem_is_valid(q)) return "none";
     if (is_element_wise(q)) return "vectors of elements";
+    if (q->kind == FASTCE_TEACHER) return "rows of logits and a teacher's";
     if (q->kind != FASTCE_LOGITS) return "rows of probabilities";
     return takes_lanes(q) ? "vectors of rows" : "rows of vectors";
 }
@@ -335,6 +342,8 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     t->problem = q;
     t->lanes = takes_lanes(q);
     t->elements = is_element_wise(q);
+    t->any_target = q->kind == FASTCE_SQUARES || q->kind == FASTCE_TEACHER;
+    t->every_row = t->elements || q->output == FASTCE_STATISTICS;
     bool binary = q->kind == FASTCE_BINARY_LOGITS || q->kind == FASTCE_BINARY_PROBABILITIES;
     t->largest_target = binary ? 1 : q->logits.dtype == FASTCE_F64 ? DBL_MAX : FLT_MAX; /* that of the arithmetic */
     ptrdiff_t logits_stride = t->lanes ? *step[LOGITS] : q->logits.class_stride;

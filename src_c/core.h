@@ -25,12 +25,14 @@ enum { LOGITS, TARGET, SAMPLE_WEIGHT, OUT, GRAD_OUTPUT, FACTOR, POSITIVE_WEIGHT,
 /* A call, planned: constant while it runs. */
 typedef struct task {
     const fastce_problem *problem;
-    bool needs_max;     /* everything but labels, whose logits serve as maxima, and what is spread evenly */
-    bool plain;         /* labels alone, without z-loss */
-    bool lanes;         /* vectors of rows, not rows of vectors */
-    bool elements;      /* an element-wise kind */
+    bool needs_max;        /* everything but labels, whose logits serve as maxima, and what is spread evenly */
+    bool plain;            /* labels alone, without z-loss */
+    bool lanes;            /* vectors of rows, not rows of vectors */
+    bool elements;         /* an element-wise kind */
+    bool any_target;       /* any number is acceptable as a dense target */
+    bool every_row;        /* ignored rows are visited too, and passed over there */
     double largest_target; /* a dense target beyond it is not acceptable */
-    bool logits_direct; /* the kernel loads logits where they are */
+    bool logits_direct;    /* the kernel loads logits where they are */
     bool out_direct;
     bool stream;          /* the output will not stay in cache */
     const void *q_scale;  /* of real: dense targets' target_scale * class_weight; NULL where target_scale alone */
@@ -48,6 +50,7 @@ typedef struct rows {
     bool uniform;     /* weight is 1 and label_mass is target_scale, as far as any batch of the run goes */
     bool scaled;      /* and grad_scale the problem's */
     int64_t first;
+    int64_t first_row; /* of the run, among all */
     const char *logits, *dense;
     char *out;
     char *values; /* of real, or NULL */

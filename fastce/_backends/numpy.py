@@ -42,7 +42,7 @@ def _scan(p: Problem) -> Totals:
         if p.class_weight is not None:
             weight = weight * p.class_weight[np.where(ignored | bad, 0, p.labels).astype(np.intp)]
     elif p.dense is not None:
-        if p.kind is not Kind.SQUARES:
+        if p.kind not in (Kind.SQUARES, Kind.TEACHER):
             bad |= ~((p.dense >= 0) & (p.dense.astype(p.real) <= p.largest_target)).all(axis=1)
         weight = s
     if bad.any():
@@ -57,6 +57,8 @@ def run(problem: Problem, num_threads: int) -> Totals:
         x = p.logits.astype(p.real, order="C")  # along a strided axis sums would not be pairwise
         if p.kind.element_wise:
             return _elements(p, x[:, 0])
+        if p.kind is Kind.TEACHER:
+            return _distillation(p, x)
         if p.kind is not Kind.LOGITS:
             return _probabilities(p, x)
         top = x.max(axis=1)
@@ -65,6 +67,8 @@ def run(problem: Problem, num_threads: int) -> Totals:
         np.put_along_axis(e, first[:, None], 0, axis=1)
         r = np.where(np.isfinite(top), e.sum(axis=1), np.nan)  # no maximum to speak of: the row is NaN
         np.put_along_axis(e, first[:, None], 1, axis=1)
+        if p.output is Output.STATISTICS:
+            return _statistics(p, x, e, top, first, r)
         if p.output is Output.LSE:
             return _store(p, np.where(np.isinf(top), top, top + np.log1p(r)))
         if p.output is Output.SOFTMAX:
@@ -125,6 +129,34 @@ def _loss(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) ->
     return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
 
 
+def _statistics(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) -> Totals:
+    """Fill what is asked about the rows; a row without a label has no answer to what is asked of it."""
+    checked = _scan(p) if p.labels is not None else Totals(-1, 0.0, 0.0)
+    if checked.bad_row >= 0 or p.statistics is None:
+        return checked
+    rows = np.arange(p.n_rows)
+    unlabelled = _ignored(p) if p.labels is not None else np.ones(p.n_rows, bool)
+    y = np.where(unlabelled, 0, 0 if p.labels is None else p.labels).astype(np.intp)
+    logit = x[rows, y]
+    gap = np.where(e > 0, top[:, None] - x, 0)
+    others = x.copy()
+    others[rows, y] = -np.inf
+    found = {
+        "lse": np.where(np.isinf(top), top, top + np.log1p(r)),
+        "loss": np.where(unlabelled, 0, np.log1p(r) + (top - logit)),
+        "entropy": np.log1p(r) + (e * gap).sum(axis=1) / (1 + r),
+        "argmax": first,
+        "target_probability": np.where(unlabelled, np.nan, e[rows, y] / (1 + r)),
+        "rank": np.where(unlabelled, -1, (x > logit[:, None]).sum(axis=1)),
+        "margin": np.where(unlabelled, np.nan, logit - np.fmax.reduce(others, axis=1)),
+        "correct": ~unlabelled & (first == y),
+    }
+    for name, array in p.statistics._asdict().items():
+        if array is not None:
+            array[...] = found[name]
+    return checked
+
+
 def _probabilities(p: Problem, x: Array) -> Totals:
     """Do a problem whose rows are probabilities, or their logarithms."""
     checked = _scan(p)
@@ -161,6 +193,28 @@ def _probabilities(p: Problem, x: Array) -> Totals:
     out = None
     if p.output is Output.GRAD:
         out = np.where(q > 0, _row_scale(p)[:, None] * q * slope, 0)
+    return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
+
+
+def _distillation(p: Problem, x: Array) -> Totals:
+    """Do a problem whose dense target holds a teacher's logits."""
+    checked = _scan(p)
+    if checked.bad_row >= 0 or p.dense is None:
+        return checked
+    s = _sample_weight(p)
+    teacher = p.dense.astype(p.real)
+    gap = (x - x.max(axis=1, keepdims=True)) / p.real.type(p.temperature)
+    e = np.exp(gap)
+    q = np.exp((teacher - teacher.max(axis=1, keepdims=True)) / p.real.type(p.temperature))
+    q /= q.sum(axis=1, keepdims=True)
+    others = e.copy()
+    np.put_along_axis(others, x.argmax(axis=1)[:, None], 0, axis=1)
+    distance = np.where(q == 0, 0, q * -gap).sum(axis=1)
+    loss = np.where(s == 0, 0, s * p.temperature**2 * (np.log1p(others.sum(axis=1)) + distance))
+    out = None
+    if p.output is Output.GRAD:
+        slope = e / (1 + others.sum(axis=1))[:, None] - q
+        out = np.where(s[:, None] == 0, 0, (_row_scale(p) * s * p.temperature)[:, None] * slope)
     return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
 
 

@@ -53,6 +53,7 @@ typedef enum fastce_output {
     FASTCE_LSE,         /* row_values: log of the sum of exponentials */
     FASTCE_SOFTMAX,     /* out */
     FASTCE_LOG_SOFTMAX, /* out */
+    FASTCE_STATISTICS,  /* statistics, of logits with labels or without a target */
     FASTCE_OUTPUT_COUNT
 } fastce_output;
 
@@ -71,7 +72,9 @@ typedef enum fastce_kind {
     FASTCE_PROBABILITIES,     /* sum of q_k * -log(x_k) */
     FASTCE_KL,                /* divergence of a dense target from x: sum of q_k * log(q_k / x_k) */
     FASTCE_JS,                /* of a dense target and x: half of both their divergences from their mean */
-    FASTCE_BINARY_LOGITS,     /* positive * q * f(-x) * softplus(-x) + negative * (1 - q) * f(x) * softplus(x), with
+    FASTCE_TEACHER, /* temperature^2 * cross entropy of softmax(x / temperature) against softmax(t / temperature), the
+                       dense target t holding a teacher's logits: F16, BF16, F32 or F64 */
+    FASTCE_BINARY_LOGITS,        /* positive * q * f(-x) * softplus(-x) + negative * (1 - q) * f(x) * softplus(x), with
                                  f(x) = sigmoid(x)^gamma */
     FASTCE_BINARY_PROBABILITIES, /* positive * q * -log(x) + negative * (1 - q) * -log(1 - x) */
     FASTCE_SQUARES,              /* (x - t)^2 */
@@ -87,6 +90,19 @@ typedef struct fastce_array {
     ptrdiff_t class_stride;
     const ptrdiff_t *strides; /* one for each of n_axes */
 } fastce_array;
+
+/* What FASTCE_STATISTICS fills, one number a row; NULL for what is not asked for. The first type is double for F64 logits,
+ * else float. An ignored row, or one without a label, has loss 0, target_probability and margin NaN, rank -1, correct 0. */
+typedef struct fastce_statistics {
+    void *lse;
+    void *loss;
+    void *entropy;            /* of softmax */
+    int64_t *argmax;          /* the first of equals; the first NaN, where there is one */
+    void *target_probability; /* of softmax */
+    int64_t *rank;            /* number of logits that are greater than the label's */
+    void *margin;             /* the label's logit minus the best other one */
+    unsigned char *correct;   /* whether argmax is the label */
+} fastce_statistics;
 
 /* Rows are numbered in C order of shape. For a row with sample weight s (1 without sample_weight),
  *     labels   q_k = s * (target_scale * class_weight_k * [k = label] + class_vector_k)
@@ -114,11 +130,13 @@ typedef struct fastce_problem {
     void *row_values;     /* contiguous, optional but for LSE; double for F64 logits, else float */
     fastce_kind kind;     /* other than LOGITS: output LOSS or GRAD, for divergences LOSS */
     double clip;          /* probabilities are taken as at least this and at most 1 - clip; 0 for none */
+    double temperature;   /* of TEACHER */
     double gamma;         /* of BINARY_LOGITS */
     double positive;      /* of the binary kinds, where positive_weight multiplies it */
     double negative;
-    fastce_array factor;          /* any dtype, optional, of element-wise kinds: a weight that totals.weight leaves out */
+    fastce_array factor; /* any dtype, optional, of element-wise kinds: a weight that totals.weight leaves out */
     fastce_array positive_weight; /* any dtype, optional, of BINARY_LOGITS */
+    const fastce_statistics *statistics;
 } fastce_problem;
 
 typedef struct fastce_totals {

@@ -23,16 +23,24 @@
 
 #include "probabilities.h"
 
+#include "statistics.h"
+
+#include "distillation.h"
+
 _Static_assert((int)LANES <= (int)MOST_LANES, "chunk_state has room for each lane");
 
 static int64_t visit_any(const task *t, rows *r, chunk_state *state, char *scratch) {
+    if (t->problem->output == FASTCE_STATISTICS) return visit_statistics(t, r, scratch);
     if (t->elements) return visit_elements(t, r, state, scratch);
+    if (t->problem->kind == FASTCE_TEACHER) return visit_distillation(t, r, state, scratch);
     if (t->problem->kind != FASTCE_LOGITS) return visit_probabilities(t, r, state, scratch);
     return t->lanes ? visit_lanes(t, r, state, scratch) : visit_rows(t, r, state, scratch);
 }
 
 static size_t scratch_bytes(const task *t) {
+    if (t->problem->output == FASTCE_STATISTICS) return statistics_scratch_bytes(t);
     if (t->elements) return elements_scratch_bytes(t);
+    if (t->problem->kind == FASTCE_TEACHER) return teacher_scratch_bytes(t);
     if (t->problem->kind != FASTCE_LOGITS) return probabilities_scratch_bytes(t);
     return t->lanes ? lanes_scratch_bytes(t) : rows_scratch_bytes(t);
 }

@@ -172,7 +172,7 @@ static int64_t first_bad_dense_row(const task *t, const char *dense, ptrdiff_t s
     const fastce_array *a = &t->problem->target;
     int64_t classes = t->problem->n_classes;
     const double largest = t->largest_target;
-    if (t->problem->kind == FASTCE_SQUARES || a->dtype == FASTCE_BOOL) return -1;
+    if (t->any_target || a->dtype == FASTCE_BOOL) return -1;
     if (largest > 1 && a->dtype >= FASTCE_U8 && a->dtype <= FASTCE_U64) return -1;
     const bool neighbours = largest > 1 && dtype_is_floating(a->dtype) && a->class_stride == dtype_size(a->dtype) &&
                             !a->byte_swapped && dtype_size(a->dtype) <= (int)sizeof(real);
