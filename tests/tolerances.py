@@ -144,7 +144,10 @@ def log_probabilities(rows: Rows, dtype: np.dtype[Any]) -> Array:
 
 
 def entropies(rows: Rows, dtype: np.dtype[Any]) -> Array:
-    """Of the sum of p_k (-log p_k): an error of exp(x_k - m) moves it by p_k (log p_k + entropy), and its loss by p_k."""
+    """Of the sum of p_k (-log p_k).
+
+    An error of exp(x_k - m) moves it by p_k (log p_k + entropy), and p_k more if it is lost.
+    """
     each, _ = _doubts(rows, arithmetic(dtype))
     with np.errstate(all="ignore"):
         parts = np.where(rows.p > 0, rows.p * rows.log_p, Wide(0))
