@@ -187,8 +187,8 @@ def test_reductions(engine: Engine, dtype: DType, rng: np.random.Generator) -> N
     options: dict[str, Any] = {"sample_weight": s, "temperature": 2.0, "reduction": "none"}
     plain = engine.call("distillation_loss_with_grad", x, t, **options).grad.astype(np.float64)
     scaled = engine.call("distillation_loss_with_grad", x, t, grad_output=g, **options).grad.astype(np.float64)
-    tolerance = 4 * float(tolerances.FORMATS[dtype].half_eps) * 2
-    np.testing.assert_allclose(scaled, plain * g[:, None], rtol=tolerance, atol=1e-6 if dtype.itemsize == 2 else 0)
+    tolerance = 8 * float(tolerances.FORMATS[dtype].half_eps)
+    np.testing.assert_allclose(scaled, plain * g[:, None], rtol=tolerance, atol=64 * eps)
     assert (scaled[4] == 0).all()
     assert not scaled[4].tobytes().strip(b"\0")
     none = engine.call("distillation_loss_with_grad", x, t, sample_weight=np.zeros(31))

@@ -153,12 +153,15 @@ def log_probabilities(rows: Rows, dtype: np.dtype[Any]) -> Array:
 
 
 def entropies(rows: Rows, dtype: np.dtype[Any]) -> Array:
-    """Of the sum of p_k (-log p_k), in which an error of exp(x_k - m) counts p_k (log p_k + entropy) times."""
+    """Of the sum of p_k (-log p_k).
+
+    An error of exp(x_k - m) moves it by p_k (log p_k + entropy), and p_k more if it is lost.
+    """
     each, _ = _doubts(rows, arithmetic(dtype))
     with np.errstate(all="ignore"):
         parts = np.where(rows.p > 0, rows.p * rows.log_p, Wide(0))
         entropy = -parts.sum(-1)
-        moved = (np.abs(parts + rows.p * entropy[:, None]) * each).sum(-1)
+        moved = (np.abs(parts + rows.p * entropy[:, None]) * each + rows.p * each * each).sum(-1)
     return ULPS["entropy"] * arithmetic(dtype).ulp(entropy) + np.where(rows.finite, moved, Wide(0))
 
 

@@ -403,7 +403,6 @@ def _plan_of(p: Problem, checking: bool) -> _Plan:
         p.z_loss == 0,
         p.class_vector is None,
         p.target_scale == 1,
-        p.kind,
         p.clip,
         p.gamma,
         p.positive,
@@ -416,8 +415,6 @@ def _plan_of(p: Problem, checking: bool) -> _Plan:
 
 
 def _make_plan(p: Problem, checking: bool) -> _Plan:
-    if p.kind is Kind.TEACHER or p.output is Output.STATISTICS:
-        raise NotImplementedError(f"the Numba backend has no kernel for {p.kind.name}, {p.output.name}")
     record = np.zeros(1, CALL)
     call = record[0]
     call["n_rows"] = n_rows = p.n_rows

@@ -202,18 +202,20 @@ def _distillation(p: Problem, x: Array) -> Totals:
     if checked.bad_row >= 0 or p.dense is None:
         return checked
     s = _sample_weight(p)
-    teacher = p.dense.astype(p.real)
-    gap = (x - x.max(axis=1, keepdims=True)) / p.real.type(p.temperature)
+    teacher = p.dense.astype(p.real, order="C")
+    top = x.max(axis=1)
+    gap = (x - top[:, None]) / p.real.type(p.temperature)
     e = np.exp(gap)
-    q = np.exp((teacher - teacher.max(axis=1, keepdims=True)) / p.real.type(p.temperature))
+    q = np.exp((teacher - teacher.max(axis=1, keepdims=True)) / p.real.type(p.temperature)).astype(np.float64)
     q /= q.sum(axis=1, keepdims=True)
     others = e.copy()
     np.put_along_axis(others, x.argmax(axis=1)[:, None], 0, axis=1)
+    r = np.where(np.isfinite(top), others.sum(axis=1, dtype=np.float64), np.nan)
     distance = np.where(q == 0, 0, q * -gap).sum(axis=1)
-    loss = np.where(s == 0, 0, s * p.temperature**2 * (np.log1p(others.sum(axis=1)) + distance))
+    loss = np.where(s == 0, 0, s * p.temperature**2 * (np.log1p(r) + distance))
     out = None
     if p.output is Output.GRAD:
-        slope = e / (1 + others.sum(axis=1))[:, None] - q
+        slope = e / (1 + r)[:, None] - q
         out = np.where(s[:, None] == 0, 0, (_row_scale(p) * s * p.temperature)[:, None] * slope)
     return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
 
