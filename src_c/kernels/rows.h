@@ -108,6 +108,13 @@ static INLINE void add_tail(int count, block b, int64_t i, vec shift, const real
     exp_and_add(x, count, shift, limit, sum, kept, b.n - i);
 }
 
+static INLINE void prefetch_ahead(const char *p, ptrdiff_t size, ptrdiff_t ahead) {
+    if (ahead == STREAM_AHEAD_BYTES)
+        prefetch_stream(p + ahead, size);
+    else
+        prefetch(p + ahead, size);
+}
+
 /* Sum of exp(x_k - shift) over a block without the class at excluded (none where it is not in the block), whose exponential is kept as 0.
  * Every few vectors the sum moves to float64, so that its error does not grow. */
 static INLINE double block_exp_sum_as(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead, outgoing *o,
@@ -120,13 +127,13 @@ static INLINE double block_exp_sum_as(block b, real shift, int64_t excluded, rea
     int64_t i = 0;
     for (int groups = 1; i + GROUP <= b.n; i += GROUP, groups++) {
         const char *p = b.p + i * size;
-        prefetch(p + ahead, GROUP * size);
+        prefetch_ahead(p, GROUP * size, ahead);
         for (int j = 0; j < 4; j++) x[j] = load(p + j * LANES * size, storage);
         exp_and_add(x, 4, shifts, limits_at(i, excluded), sum, kept ? kept + i : NULL, GROUP);
         if (o && o->left >= GROUP) send_group(o, storage);
         if (groups % GROUPS_A_FLUSH == 0) flush(&sums, sum);
     }
-    prefetch(b.p + i * size + ahead, (b.n - i) * size);
+    prefetch_ahead(b.p + i * size, (b.n - i) * size, ahead);
     if (o && o->left >= GROUP) send_group(o, storage);
     const real *limit = limits_at(i, excluded);
     real *to = kept ? kept + i : NULL;
@@ -476,14 +483,15 @@ static INLINE double shifted_sum(const task *t, const char *row, int64_t label, 
     if (shift - shift != 0) return INFINITY;
     if (q->n_classes <= BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, 0, q->n_classes, direct, w->x);
-        sum = block_exp_sum(b, shift, label, keep ? w->kept : NULL, AHEAD_BYTES, o, storage);
+        sum = block_exp_sum(b, shift, label, keep ? w->kept : NULL, STREAM_AHEAD_BYTES, o, storage);
         if (spreads) *spread = block_spread(b, shift, storage);
         if (keep) w->shifts[0] = shift;
     }
     for (int64_t first = 0; first < q->n_classes && q->n_classes > BLOCK_CLASSES; first += BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
-        add_exactly(&sum, &lost,
-                    block_exp_sum(b, shift, label - first, keep ? w->kept + first : NULL, AHEAD_BYTES, o, storage));
+        add_exactly(
+            &sum, &lost,
+            block_exp_sum(b, shift, label - first, keep ? w->kept + first : NULL, STREAM_AHEAD_BYTES, o, storage));
         if (spreads) add_exactly(spread, &spread_lost, block_spread(b, shift, storage));
         if (keep) w->shifts[first / BLOCK_CLASSES] = shift;
     }
