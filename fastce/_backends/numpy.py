@@ -65,7 +65,8 @@ def run(problem: Problem, num_threads: int) -> Totals:
         first = x.argmax(axis=1)
         e = np.exp(x - top[:, None])
         np.put_along_axis(e, first[:, None], 0, axis=1)
-        r = np.where(np.isfinite(top), e.sum(axis=1), np.nan)  # no maximum to speak of: the row is NaN
+        # In float64: in float32 the rounding of many terms, all alike, is seen. A row without a maximum is NaN.
+        r = np.where(np.isfinite(top), e.sum(axis=1, dtype=np.float64), np.nan).astype(p.real)
         np.put_along_axis(e, first[:, None], 1, axis=1)
         if p.output is Output.STATISTICS:
             return _statistics(p, x, e, top, first, r)

@@ -1,0 +1,105 @@
+"""The rows that losses and gradients are measured on, in each dtype.
+
+Gaps between a confident row's classes, offsets, numbers of classes from 2 to 10⁶, and the torture set. The seeds are
+fixed, so that a case's name and the number of a row are a witness. Where logits are multiples of 1/8 or one of them
+is 0, all differences are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+SMOOTHING = 0.1
+CLASSES = (2, 3, 7, 10, 17, 33, 64, 100, 131, 1000, 2049, 4097, 32_769, 1_000_000)
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+class Case(NamedTuple):
+    """Rows of logits, and a target: labels, or of the shape of the logits."""
+
+    name: str
+    logits: Array
+    target: Array
+    label_smoothing: float = 0.0
+
+    @property
+    def dtype(self) -> str:
+        return str(self.logits.dtype)
+
+    @property
+    def labelled(self) -> bool:
+        return self.target.ndim == 1 and self.label_smoothing == 0
+
+
+def cases(dtype: str) -> Iterator[Case]:
+    """Make the cases of one dtype of logits, the plain ones before those of other targets."""
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    rng = np.random.default_rng(7)
+    for name, x in _rows(kind, rng):
+        logits = x.astype(kind)
+        n_rows, n_classes = logits.shape
+        labels: Array = np.asarray(rng.integers(0, n_classes, n_rows))
+        if "at the label" in name:
+            labels[:] = 0
+        elif "beside the label" in name:
+            labels[:] = 1
+        yield Case(name, logits, labels)
+        if n_classes > 40_000:
+            continue
+        yield Case(f"{name}, smoothed", logits, labels, SMOOTHING)
+        yield Case(f"{name}, dense", logits, _distributions(rng, logits.shape, kind))
+
+
+def _rows(kind: np.dtype[Any], rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
+    double, half = kind == np.float64, kind.itemsize == 2
+    for n_classes in (2, 10, 100, 1000):
+        gap = 700.0 if double else 80.0
+        x = np.zeros((min(600, 40_000 // n_classes), n_classes))
+        x[:, 0] = np.linspace(0, gap, len(x)) + rng.random(len(x))
+        yield f"gap at the label, {n_classes} classes", x
+        yield f"gap beside the label, {n_classes} classes", x
+    for n_classes in CLASSES[: -1 if half else None]:
+        n_rows = max(2, min(512, (1 << 16) // n_classes))
+        yield f"multiples of 1/8, {n_classes:,} classes", rng.integers(-64, 65, (n_rows, n_classes)) / 8
+        yield f"normal times 3, {n_classes:,} classes", 3 * rng.standard_normal((n_rows, n_classes))
+    for n_classes in (10, 100):
+        yield f"normal times 30, {n_classes} classes", 30 * rng.standard_normal((128, n_classes))
+        for power in () if half else range(1, 17 if double else 9):
+            x = 10.0**power + rng.integers(-64, 65, (64, n_classes)) / 8
+            yield f"offset 1e{power}, {n_classes} classes", x
+    yield from _torture(kind, rng)
+
+
+def _torture(kind: np.dtype[Any], rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
+    low = -6e4 if kind == np.float16 else -1e30
+    mask = -6e4 if kind == np.float16 else -1e9
+    overflow = 710 if kind == np.float64 else 90
+    for n_classes in (5, 17, 67, 131):
+        alone = np.full((n_classes, n_classes), low)
+        np.fill_diagonal(alone, -20)
+        yield f"maximum at each place, {n_classes} classes", alone
+        ties = rng.integers(-64, -39, (64, n_classes)) / 8
+        ties[rng.random(ties.shape) < 0.3] = -1
+        yield f"ties, {n_classes} classes", ties
+        yield f"where exp(x) overflows, {n_classes} classes", overflow + 10 * rng.random((64, n_classes))
+        ramp = np.linspace(-60, 60, n_classes)
+        yield f"ramps, {n_classes} classes", np.stack([ramp, ramp[::-1], np.abs(ramp), -np.abs(ramp)])
+        masked = 3 * rng.standard_normal((64, n_classes))
+        masked[rng.random(masked.shape) < 0.5] = mask
+        yield f"masks, {n_classes} classes", masked
+        near = 1 / (1 << 20 if kind == np.float64 else 1 << 10)
+        yield f"nearly equal, {n_classes} classes", near * rng.standard_normal((64, n_classes))
+
+
+def _distributions(rng: np.random.Generator, shape: tuple[int, ...], kind: np.dtype[Any]) -> Array:
+    t = rng.random(shape) ** 4 * (rng.random(shape) < 0.7)
+    t[np.arange(len(t)), rng.integers(0, shape[1], len(t))] += 0.1
+    t /= t.sum(1, keepdims=True)
+    return t.astype(np.float64 if kind == np.float64 else np.float32)
