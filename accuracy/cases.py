@@ -1,4 +1,4 @@
-"""The rows that losses and gradients are measured on, in each dtype.
+"""What losses and gradients are measured on, in each dtype.
 
 Gaps between a confident row's classes, offsets, numbers of classes from 2 to 10⁶, and the torture set. The seeds are
 fixed, so that a case's name and the number of a row are a witness. Where logits are multiples of 1/8 or one of them
@@ -37,6 +37,35 @@ class Case(NamedTuple):
     def labelled(self) -> bool:
         return self.target.ndim == 1 and self.label_smoothing == 0
 
+    def only(self, row: int) -> Case:
+        at = slice(row, row + 1)
+        return self._replace(logits=self.logits[at], target=self.target[at])
+
+
+class FamilyCase(NamedTuple):
+    """Elements, or rows, of a loss beside cross entropy."""
+
+    name: str
+    function: str
+    arrays: tuple[Array, Array] | tuple[Array]
+    """The arguments; what is computed has the dtype of the last of a divergence, else of the first."""
+
+    @property
+    def dtype(self) -> str:
+        return str(self.arrays[0].dtype)
+
+    @property
+    def element_wise(self) -> bool:
+        return self.arrays[0].ndim == 1
+
+    @property
+    def has_gradient(self) -> bool:
+        return self.function not in ("entropy", "kl_divergence", "js_divergence")
+
+    def only(self, row: int) -> FamilyCase:
+        one: Any = tuple(array[row : row + 1] for array in self.arrays)
+        return self._replace(arrays=one)
+
 
 def cases(dtype: str) -> Iterator[Case]:
     """Make the cases of one dtype of logits, the plain ones before those of other targets."""
@@ -65,6 +94,11 @@ def _rows(kind: np.dtype[Any], rng: np.random.Generator) -> Iterator[tuple[str, 
         x[:, 0] = np.linspace(0, gap, len(x)) + rng.random(len(x))
         yield f"gap at the label, {n_classes} classes", x
         yield f"gap beside the label, {n_classes} classes", x
+    # Where 1 is about half a unit in the last place of exp(gap), of which a sum of many may then lose as many.
+    for n_classes in (9, 10, 17, 18, 25, 26, 32, 33, 40, 65, 300, 3000):
+        x = np.zeros((max(60, min(500, 30_000 // n_classes)), n_classes))
+        x[:, 0] = np.linspace(*((34, 40) if double else (14, 20)), len(x)) + rng.random(len(x)) / 64
+        yield f"large gap beside the label, {n_classes} classes", x
     for n_classes in CLASSES[: -1 if half else None]:
         n_rows = max(2, min(512, (1 << 16) // n_classes))
         yield f"multiples of 1/8, {n_classes:,} classes", rng.integers(-64, 65, (n_rows, n_classes)) / 8
@@ -96,6 +130,49 @@ def _torture(kind: np.dtype[Any], rng: np.random.Generator) -> Iterator[tuple[st
         yield f"masks, {n_classes} classes", masked
         near = 1 / (1 << 20 if kind == np.float64 else 1 << 10)
         yield f"nearly equal, {n_classes} classes", near * rng.standard_normal((64, n_classes))
+
+
+def family(dtype: str) -> Iterator[FamilyCase]:
+    """Make the cases of the losses beside cross entropy."""
+    kind = np.dtype(dtype)
+    rng = np.random.default_rng(8)
+    for function, x in _elements(kind, rng):
+        for decided in (True, False):
+            t = rng.random(len(x)).astype(np.float32)
+            name = f"{function}, targets {'0 and 1' if decided else 'between'}"
+            yield FamilyCase(name, function, (x.astype(kind), np.round(t) if decided else t))
+    numbers = 3 * rng.standard_normal((2, 4096))
+    yield FamilyCase("mse_loss", "mse_loss", (numbers[0].astype(kind), numbers[1].astype(kind)))
+    for n_classes in (2, 10, 100, 1000):
+        shape = (max(16, min(512, (1 << 15) // n_classes)), n_classes)
+        p, q, t = (_softmax(rng, shape).astype(kind) for _ in range(3))
+        labels = rng.integers(0, n_classes, len(p))
+        close = (p * (1 + 1e-3 * rng.standard_normal(shape))).astype(kind)
+        classes = f"{n_classes} classes"
+        for target, how in ((labels, "labels"), (_distributions(rng, shape, kind), "dense")):
+            for function, given in (("categorical_cross_entropy", p), ("nll_loss", np.log(p))):
+                yield FamilyCase(f"{function}, {how}, {classes}", function, (given, target))
+        yield FamilyCase(f"entropy, {classes}", "entropy", (p,))
+        for function in ("kl_divergence", "js_divergence"):
+            yield FamilyCase(f"{function}, {classes}", function, (p, q))
+            yield FamilyCase(f"{function}, nearly equal, {classes}", function, (p, close))
+
+
+def _elements(kind: np.dtype[Any], rng: np.random.Generator) -> Iterator[tuple[str, Array]]:
+    """Logits of any size, probabilities close to 0, close to 1 and between."""
+    gap = 700 if kind == np.float64 else 80
+    line = np.linspace(-gap, gap, 4001)
+    x = np.concatenate([line, 3 * rng.standard_normal(4096), line / 2**20])
+    p = np.concatenate([rng.random(4096), np.exp(-np.abs(line)), 1 - rng.random(4096) ** 8])
+    for function in ("binary_cross_entropy_with_logits", "binary_focal_loss_with_logits"):
+        yield function, x
+    yield "binary_cross_entropy", p
+
+
+def _softmax(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    e = np.exp(3 * rng.standard_normal(shape))
+    p: Array = e / e.sum(1, keepdims=True)
+    return p
 
 
 def _distributions(rng: np.random.Generator, shape: tuple[int, ...], kind: np.dtype[Any]) -> Array:

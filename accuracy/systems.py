@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import fastce
-from accuracy.cases import Case
+from accuracy.cases import Case, FamilyCase
 from fastce import _backends, _settings
 
 Array = npt.NDArray[Any]
@@ -25,6 +25,8 @@ class System(NamedTuple):
     softmax: Callable[[Array], Array]
     log_softmax: Callable[[Array], Array]
     logsumexp: Callable[[Array], Array]
+    family: Callable[[FamilyCase], dict[str, Array]] | None = None
+    """Losses beside cross entropy: "loss", and "grad" where there is one."""
     halves: bool = False
     """Whether float16 and bfloat16 are computed in float32 and the loss is returned so."""
     mean: Callable[[Array, Array], tuple[float, Array]] | None = None
@@ -54,6 +56,14 @@ def _fastce(backend: str, variant: str) -> System:
         loss, grad = call(fastce.cross_entropy_with_grad, case.logits, case.target, out=out, **options)
         return loss, grad
 
+    def family(case: FamilyCase) -> dict[str, Array]:
+        if not case.has_gradient:
+            options = {} if case.function == "entropy" else {"reduction": "none"}
+            return {"loss": call(getattr(fastce, case.function), *case.arrays, **options)}
+        function = getattr(fastce, f"{case.function}_with_grad")
+        loss, grad = call(function, *case.arrays, reduction="none")
+        return {"loss": loss, "grad": grad}
+
     def mean(logits: Array, labels: Array) -> tuple[float, Array]:
         some = call(fastce.cross_entropy, logits[0], labels[0], reduction="none")
         return call(fastce.cross_entropy, logits, labels), some
@@ -64,6 +74,7 @@ def _fastce(backend: str, variant: str) -> System:
         functools.partial(call, fastce.softmax),
         functools.partial(call, fastce.log_softmax),
         functools.partial(call, fastce.logsumexp),
+        family=family,
         halves=True,
         mean=None if backend == "numpy" else mean,  # its temporaries would not fit
     )

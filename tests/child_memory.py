@@ -69,6 +69,14 @@ def calls(engine: Engine, x: cases.Array, axis: int) -> Iterator[tuple[str, Call
     yield "gradient", lambda: engine.cross_entropy_with_grad(x, y, out=out, **options)
     yield "softmax", lambda: engine.softmax(x, out=out, **options)
     dense = np.broadcast_to(np.float32(0.5), x.shape)
+    if axis == x.ndim - 1:
+        binary = "binary_cross_entropy_with_logits"
+        threads = {"num_threads": 2}
+        yield "binary", lambda: engine.call(binary, x, dense, weight=weight, pos_weight=weight, **threads)
+        yield "binary gradient", lambda: engine.call(f"{binary}_with_grad", x, dense, out=out, **threads)
+        yield "NLL gradient", lambda: engine.call("nll_loss_with_grad", x, y, out=out, label_smoothing=0.1, **threads)
+        if x.dtype.isnative:
+            yield "KL", lambda: engine.call("kl_divergence", x, x, **threads)
     yield "dense", lambda: engine.cross_entropy_with_grad(x, dense, out=out, **options)
     if x.flags.writeable and x.dtype.isnative:
         yield "in place", lambda: engine.cross_entropy_with_grad(x, y, out=x, **options)

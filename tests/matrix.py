@@ -53,6 +53,10 @@ class Engine:
         with _settings.use_variant(self.variant):
             return function(*args, **{"backend": self.backend} | options)
 
+    def call(self, name: str, *args: Any, **options: Any) -> Any:
+        """Any function of fastce, by name."""
+        return self._call(getattr(fastce, name), *args, **options)
+
     def cross_entropy(self, *args: Any, **options: Any) -> Any:
         return self._call(fastce.cross_entropy, *args, **options)
 

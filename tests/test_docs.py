@@ -13,6 +13,17 @@ import fastce
 
 FUNCTIONS = [name for name in fastce.__all__ if inspect.isfunction(getattr(fastce, name))]
 
+LOSSES = [
+    "cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "binary_focal_loss_with_logits",
+    "binary_cross_entropy",
+    "mse_loss",
+    "nll_loss",
+    "categorical_cross_entropy",
+]
+"""Those that have a twin with the gradient."""
+
 
 def sections(name: str) -> list[str]:
     return re.findall(r"^(\w[\w ]*)\n-{3,}$", inspect.getdoc(getattr(fastce, name)) or "", re.MULTILINE)
@@ -31,6 +42,11 @@ def test_public_names() -> None:
         "use_backend",
         "show_config",
         "BackendUnavailableError",
+        *(f"{name}{twin}" for name in LOSSES for twin in ("", "_with_grad")),
+        "entropy",
+        "kl_divergence",
+        "js_divergence",
+        "log_loss",
     }
     visible = {
         name for name in vars(fastce) if not name.startswith("_") and not inspect.ismodule(getattr(fastce, name))
@@ -81,6 +97,14 @@ def test_losses_are_documented_completely() -> None:
     assert {"Raises", "Notes"} <= set(sections("cross_entropy_with_grad"))
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_twins_have_the_arguments_of_their_losses(name: str) -> None:
+    """And grad_output and out beside them."""
+    both = [set(inspect.signature(getattr(fastce, name + twin)).parameters) for twin in ("", "_with_grad")]
+    assert both[1] - both[0] == {"grad_output", "out"}
+    assert not both[0] - both[1]
+
+
 def test_signatures() -> None:
     """The interface: names, order and defaults; `backend` and `num_threads` last wherever something is computed."""
     loss = (
@@ -88,9 +112,32 @@ def test_signatures() -> None:
         "z_loss=0.0, reduction='mean', denominator=None, base=None, {}backend='auto', num_threads=None)"
     )
     maps = "(logits, *, axis=-1, out=None, backend='auto', num_threads=None)"
+    twins = {"": "", "_with_grad": "grad_output=None, out=None, "}
+    scales = "reduction='mean', denominator=None, base=None, {}backend='auto', num_threads=None)"
+    rows = "target, *, axis=-1, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0, "
+    family = {
+        "binary_cross_entropy_with_logits": "(logits, target, *, weight=None, pos_weight=None, sample_weight=None, "
+        f"label_smoothing=0.0, {scales}",
+        "binary_focal_loss_with_logits": "(logits, target, *, gamma=2.0, alpha=None, weight=None, sample_weight=None, "
+        f"{scales}",
+        "binary_cross_entropy": "(probs, target, *, weight=None, sample_weight=None, label_smoothing=0.0, eps=0.0, "
+        f"{scales}",
+        "mse_loss": f"(prediction, target, *, weight=None, sample_weight=None, {scales.replace('base=None, ', '')}",
+        "nll_loss": f"(log_probs, {rows}{scales}",
+        "categorical_cross_entropy": f"(probs, {rows}eps=0.0, {scales}",
+    }
+    pair = "(p, q, *, axis=-1, base=None, reduction='none', backend='auto', num_threads=None)"
     expected = {
         "cross_entropy": loss.format(""),
         "cross_entropy_with_grad": loss.format("grad_output=None, out=None, "),
+        **{name + twin: text.format(more) for name, text in family.items() for twin, more in twins.items()},
+        "entropy": "(p, *, axis=-1, base=None, backend='auto', num_threads=None)",
+        "kl_divergence": pair,
+        "js_divergence": pair,
+        "log_loss": (
+            "(y_true, y_pred, *, normalize=True, sample_weight=None, labels=None, from_logits=False, "
+            "backend='auto', num_threads=None)"
+        ),
         "softmax": maps,
         "log_softmax": maps,
         "logsumexp": maps,

@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+import oracle_family
 from oracle import Answer, Rows, Wide
 
 Array = npt.NDArray[Any]
@@ -30,6 +31,9 @@ TABLE = Path(__file__).resolve().parent.parent / "accuracy" / "table.json"
 ULPS: dict[str, float] = {
     name: row["limit"] for name, row in json.loads(TABLE.read_text(encoding="utf-8"))["results"].items()
 }
+
+FOCAL_EXPONENT_ULPS = 5
+"""Of E in a focal loss' factor exp(-E): E is gamma, rounded, times a softplus, itself a loss, rounded."""
 
 
 class Format(NamedTuple):
@@ -47,6 +51,11 @@ class Format(NamedTuple):
     @property
     def tiny(self) -> Any:
         return np.ldexp(Wide(1), self.lowest)
+
+    @property
+    def largest(self) -> Any:
+        """The power of two above the largest number."""
+        return np.ldexp(Wide(1), 2 - self.lowest)
 
     @property
     def half_eps(self) -> Any:
@@ -165,3 +174,73 @@ def values(answer: Answer, dtype: np.dtype[Any], reduction: str) -> Any:
         if reduction == "none":
             return bounds.reshape(np.shape(answer.value)) + arithmetic(dtype).ulp(answer.value) / 2
         return bounds.sum() + 4 * FORMATS[np.dtype(np.float64)].ulp(answer.value)
+
+
+# --- the family -------------------------------------------------------------------------------------------------------
+
+
+def family(answer: oracle_family.Answer, dtype: np.dtype[Any], ulps: Mapping[str, float] = ULPS) -> tuple[Array, Array]:
+    """Bounds on the error of losses and slopes, before any scale, for all that oracle_family answers.
+
+    A target is read in the dtype of the arithmetic: what its rounding moves is allowed on top. So is, of a focal loss,
+    the rounding of the exponent E in (1 - p)^gamma = exp(-E). Costs of an element below the smallest normal number may
+    be lost, wholly, and what overflows the arithmetic is infinite.
+    """
+    real = arithmetic(dtype)
+    with np.errstate(all="ignore"):
+        loss, slope = answer.moved(np.abs(_rounded(answer.t, real) - answer.t))
+        if answer.parts:
+            loss = loss + ulps["element"] * real.ulp(answer.loss)
+            terms = []
+            for part in answer.parts:
+                rounding = np.minimum(1, FOCAL_EXPONENT_ULPS * 2 * real.half_eps * part.exponent)
+                rounding = np.where(np.exp(-part.exponent) < 2 * real.tiny, Wide(1), rounding)
+                of_loss, of_slope = (
+                    np.where(part.exponential & (np.abs(v) < 2 * real.tiny), Wide(1), rounding) * _weighed(part, v)
+                    for v in (part.cost, part.slope)
+                )
+                loss, slope = loss + of_loss, slope + of_slope
+            terms = [_weighed(part, part.slope) for part in answer.parts]
+            mixed = (terms[0] != 0) & (terms[1] != 0)
+            slope = slope + ulps["slope"] * real.ulp(np.where(mixed, np.maximum(*terms), np.abs(answer.slope)))
+            bare = np.maximum(*(np.where(part.coefficient == 0, Wide(0), np.abs(part.slope)) for part in answer.parts))
+        else:
+            loss = loss + ulps["terms"] * real.ulp(answer.sizes)
+            slope = slope + ulps["slope"] * real.ulp(answer.slope)
+            bare = np.abs(answer.slope) / np.where(answer.t == 0, Wide(1), answer.t)
+        loss, slope = (np.where(np.isnan(bound), Wide(0), bound) for bound in (loss, slope))
+        slope = np.where(np.isinf(_overflowing(Wide(0), bare, real)), Wide(np.inf), slope)
+        return _overflowing(loss, answer.loss, real), _overflowing(slope, answer.slope, real)
+
+
+def family_values(answer: oracle_family.Answer, dtype: np.dtype[Any], reduction: str) -> Any:
+    """A bound on the error of what a call returns as its loss."""
+    with np.errstate(all="ignore"):
+        bounds = np.where(np.isfinite(answer.loss), family(answer, dtype)[0] * answer.scale, Wide(0))
+        if reduction == "none":
+            bounds = bounds + arithmetic(dtype).ulp(answer.value) / 2
+            return _overflowing(bounds, answer.value, arithmetic(dtype))
+        return bounds.sum() + 4 * FORMATS[np.dtype(np.float64)].ulp(answer.value)
+
+
+def family_gradients(answer: oracle_family.Answer, dtype: np.dtype[Any], out: np.dtype[Any]) -> Array:
+    """Bounds on the error of the gradient in the dtype of what receives it, in the shape of the first argument."""
+    with np.errstate(all="ignore"):
+        scale = np.abs(answer.scale * answer.grad_output)
+        bound = family(answer, dtype)[1] * (scale if answer.axis is None else scale[..., None])
+        bound = np.where(np.isnan(bound), Wide(0), bound)
+        bound = bound if answer.axis is None else np.moveaxis(bound, -1, answer.axis)
+        real = np.dtype(np.float64 if arithmetic(dtype).bits == 52 else np.float32)
+        for kind in (real, out.newbyteorder("=")):
+            bound = _overflowing(stored(bound, answer.grad, kind), answer.grad, FORMATS[kind])
+        return bound
+
+
+def _weighed(part: oracle_family.Part, size: Array) -> Array:
+    return np.where(part.coefficient == 0, Wide(0), part.coefficient * np.abs(size))
+
+
+def _overflowing(bound: Array, exact: Array, kind: Format) -> Array:
+    """No bound where the kind of number may have none so large."""
+    reach = np.abs(exact) + bound
+    return np.where(reach >= kind.largest * (1 - kind.half_eps), Wide(np.inf), bound)

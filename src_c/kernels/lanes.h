@@ -1,7 +1,7 @@
 /* Vectors of rows: each lane is a row, classes pass one after the other. For few classes, and where the class axis is
  * strided: positions that are neighbours in memory are loaded where they lie, others through a tile. */
 
-enum { FLUSH_CLASSES = 8, ELEMENT = sizeof(real) };
+enum { FLUSH_CLASSES = 4, ELEMENT = sizeof(real) };
 
 /* Classes [first, first + n) of all rows of the visit: class first + k of row i at p + k * stride + i elements. */
 typedef struct block_of_lanes {
