@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from bench.cases import CASES, available_threads
+from bench.cases import CASES, Case, available_threads
 from bench.measure import LIMIT, SYSTEMS, Measurement, measure
 from bench.ours import OURS
 from bench.system import System
@@ -38,12 +38,13 @@ def main() -> None:
             print(f"{system.name} is skipped: {' and '.join(missing)} not installed")
     chosen = [system for system in chosen if not system.missing()]
     columns = [system.name for system in chosen if system.name != OURS[0].name]
-    print(_header(columns))
+    width = max([len(_label(case)) for case in cases], default=0)
+    print(_header(columns, width))
     results: list[Measurement] = []
     for case in cases:
         measured = measure(case, chosen, options.seconds)
         results += measured
-        print(_row(measured, columns), flush=True)
+        print(_row(measured, columns, width), flush=True)
     print(_footer(results))
     if options.json:
         Path(options.json).write_text(json.dumps([_record(m) for m in results], indent=1) + "\n")
@@ -69,22 +70,26 @@ def _machine(chosen: Iterable[System]) -> str:
     return f"{cpu}, {available_threads()} threads, Python {platform.python_version()}, {', '.join(versions)}"
 
 
-def _header(columns: list[str]) -> str:
+def _label(case: Case) -> str:
+    return case.name.replace("float32, ", "")
+
+
+def _header(columns: list[str], width: int) -> str:
     cells = [column.removeprefix("fastce ") for column in columns]
     return (
         "\nTime of each system over that of fastce cython: 3.0 is three times slower. The limit is what it takes to\n"
         "read (and write) the same arrays once; G/s are billion logits a second. Medians of interleaved rounds.\n\n"
-        f"{'case':38}{'µs':>10} {'±':>4}{'G/s':>7}{'GB/s':>7}{'of limit':>9}  "
+        f"{'case':{width}}{'µs':>10} {'±':>4}{'G/s':>7}{'GB/s':>7}{'of limit':>9}  "
         + " ".join(f"{cell:>{max(6, len(cell))}}" for cell in cells)
         + "  best of the others"
     )
 
 
-def _row(measured: list[Measurement], columns: list[str]) -> str:
+def _row(measured: list[Measurement], columns: list[str], width: int) -> str:
     by_name = {m.system: m for m in measured}
     case = measured[0].case
     base, limit = by_name.get(OURS[0].name), by_name[LIMIT]
-    text = f"{case.name.replace('float32, ', ''):38}"
+    text = f"{_label(case):{width}}"
     if base is None or not base.seconds:
         return text + f" fastce cython: {base.why_not if base else 'not asked for'}"
     share = f"{base.bytes_per_second / limit.bytes_per_second:9.0%}" if limit.seconds else f"{'':9}"

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from bench.family import FAMILY, Array
 
 Output = Literal["forward", "grad", "grad fresh"]
 """What is asked for: the mean loss; with its gradient, into an array that is there; or into a new one."""
@@ -44,12 +43,16 @@ class Case:
     axis: int = -1
     options: tuple[Option, ...] = ()
     threads: int = field(default_factory=available_threads)
+    function: str = "cross_entropy"
+    """Or a name in FAMILY."""
     short: bool = False
     """Whether it belongs to the short form, which compares with every other system."""
 
     @property
     def name(self) -> str:
         parts = ["x".join(map(str, self.shape)), self.dtype, self.output, *self.options]
+        if self.function != "cross_entropy":
+            parts.insert(0, self.function)
         if self.axis != -1:
             parts.append(f"axis {self.axis}")
         if self.threads != available_threads():
@@ -59,7 +62,7 @@ class Case:
     @property
     def plain(self) -> bool:
         """Labels and nothing else, the class axis last: what every system can do."""
-        return not self.options and self.axis == -1
+        return not self.options and self.axis == -1 and self.function == "cross_entropy"
 
     @property
     def gradient(self) -> bool:
@@ -88,7 +91,9 @@ class Case:
 
     @property
     def bytes_read(self) -> int:
-        """Logits and targets, each once; of rows that are skipped, the label only."""
+        """Logits and targets, each once; of rows that are skipped, or looked at for one number, that only."""
+        if self.function == "nll_loss":
+            return self.n_rows * self.itemsize + self._bytes_of_target
         visited = self.n_logits // 10 if "skipped" in self.options else self.n_logits
         return visited * self.itemsize + self._bytes_of_target
 
@@ -108,7 +113,14 @@ class Case:
 
     @property
     def _bytes_of_target(self) -> int:
-        return self.n_logits * self.itemsize if "dense" in self.options else 8 * self.n_rows
+        if self.function == "cross_entropy":
+            return self.n_logits * self.itemsize if "dense" in self.options else 8 * self.n_rows
+        second = FAMILY[self.function].second
+        if second == "rows":
+            return 8 * self.n_rows
+        if second == "first":
+            return 0
+        return self.n_logits * (1 if self.function == "binary_focal_loss_with_logits" else self.itemsize)
 
 
 class Inputs(NamedTuple):
@@ -116,7 +128,7 @@ class Inputs(NamedTuple):
 
     logits: Array
     target: Array
-    """int64 labels, or a dense target of the dtype of the logits."""
+    """int64 labels, or a dense target of the dtype of the logits; of a relative, its second array."""
     weight: Array | None
     sample_weight: Array | None
     out: Array | None
@@ -129,6 +141,9 @@ def inputs(case: Case) -> Inputs:
     rng = np.random.default_rng(2024)
     logits = np.empty(case.shape, _dtype(case.dtype))
     _fill_normal(logits, rng, spread=2.0)
+    if case.function != "cross_entropy":
+        first, second = FAMILY[case.function].make(logits, rng)
+        return Inputs(first, second, None, None, np.zeros_like(first) if case.output == "grad" else None)
     positions = list(case.shape)
     del positions[case.axis]
     if "dense" in case.options:
@@ -205,4 +220,10 @@ CASES: tuple[Case, ...] = (
         for t in sorted({1, available_threads()})
     ),
     *(Case("batch", (rows, 1_000)) for rows in (1_000, 10_000, 100_000, 1_000_000)),
+    *(
+        Case("family", (16_384, 1_000), output, function=function)
+        for function, member in FAMILY.items()
+        for output in (OUTPUTS if member.gradient else OUTPUTS[:1])
+    ),
+    Case("family", (1_000_000, 10), function="row_statistics"),
 )

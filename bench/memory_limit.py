@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.cases import Array, Case, Inputs
+from bench.cases import Case, Inputs
+from bench.family import Array
 
 SMALLEST = 1 << 20
 """Bytes below which a call is a matter of latency, not of memory."""

@@ -9,6 +9,7 @@ import functools
 from typing import Any
 
 from bench.cases import LABEL_SMOOTHING, Z_LOSS, Case, Inputs, available_threads
+from bench.family import TEMPERATURE
 from bench.reference import Answer
 from bench.system import Call, System
 
@@ -22,6 +23,8 @@ def fastce_call(backend: str, case: Case, arrays: Inputs) -> Call:
         options["backend"] = backend
     if backend != "auto" or case.threads != available_threads():
         options["num_threads"] = case.threads
+    if case.function != "cross_entropy":
+        return _call_of_relative(case, arrays, options)
     if case.axis != -1:
         options["axis"] = case.axis
     if arrays.weight is not None:
@@ -38,6 +41,31 @@ def fastce_call(backend: str, case: Case, arrays: Inputs) -> Call:
         options["out"] = arrays.out
     run = functools.partial(fastce.cross_entropy_with_grad, arrays.logits, arrays.target, **options)
     return Call(run, lambda result: Answer(result.loss, result.grad))
+
+
+def _call_of_relative(case: Case, arrays: Inputs, options: dict[str, Any]) -> Call:
+    """Prepare a function of the family."""
+    import fastce
+
+    first, second = arrays.logits, arrays.target
+    if case.function == "entropy":
+        return Call(functools.partial(fastce.entropy, first, **options), _mean)
+    if case.function in ("kl_divergence", "js_divergence"):
+        return Call(functools.partial(getattr(fastce, case.function), second, first, **options), _mean)
+    if case.function == "row_statistics":
+        return Call(functools.partial(fastce.row_statistics, first, second, **options), lambda s: _mean(s.loss))
+    if case.function == "distillation_loss":
+        options["temperature"] = TEMPERATURE
+    if not case.gradient:
+        return Call(functools.partial(getattr(fastce, case.function), first, second, **options), Answer)
+    if arrays.out is not None:
+        options["out"] = arrays.out
+    run = functools.partial(getattr(fastce, f"{case.function}_with_grad"), first, second, **options)
+    return Call(run, lambda result: Answer(result.loss, result.grad))
+
+
+def _mean(values: Any) -> Answer:
+    return Answer(float(values.mean(dtype=float)))
 
 
 def _system(backend: str, *needs: str, streams: bool = True) -> System:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.cases import LABEL_SMOOTHING, Array, Case, Inputs, available_threads
+from bench.cases import LABEL_SMOOTHING, Case, Inputs, available_threads
+from bench.family import GAMMA, TEMPERATURE, Array
 from bench.reference import Answer
 from bench.system import Call, System
 
@@ -98,6 +99,8 @@ def torch_call(case: Case, arrays: Inputs, *, compiled: bool = False) -> Call | 
     import torch
 
     torch.set_num_threads(case.threads)
+    if case.function != "cross_entropy":
+        return _torch_relative(case, arrays, compiled)
     x = _torch_tensor(arrays.logits)
     target = _torch_tensor(arrays.target)
     weight = None if arrays.weight is None else torch.from_numpy(arrays.weight).to(x.dtype)
@@ -113,6 +116,37 @@ def torch_call(case: Case, arrays: Inputs, *, compiled: bool = False) -> Call | 
             return cross_entropy(logits, target)
         scale = sample_weight if weight is None or target.is_floating_point() else sample_weight * weight[target]
         return (cross_entropy(logits, target, reduction="none") * sample_weight).sum() / scale.sum()
+
+    return _torch_run(case, loss_of, x, target, compiled)
+
+
+def _torch_relative(case: Case, arrays: Inputs, compiled: bool) -> Call | None:
+    """Prepare a relative of cross entropy, where torch has one or its users write it in a line."""
+    import torch
+
+    functional = torch.nn.functional
+    losses: dict[str, Any] = {
+        "binary_cross_entropy_with_logits": functional.binary_cross_entropy_with_logits,
+        "binary_focal_loss_with_logits": lambda x, t: (
+            torch.sigmoid(x.where(t == 0, -x)) ** GAMMA * functional.softplus(x.where(t == 0, -x))
+        ).mean(),
+        "binary_cross_entropy": functional.binary_cross_entropy,
+        "mse_loss": functional.mse_loss,
+        "nll_loss": functional.nll_loss,
+        "distillation_loss": lambda x, t: (
+            TEMPERATURE**2 * functional.cross_entropy(x / TEMPERATURE, functional.softmax(t / TEMPERATURE, -1))
+        ),
+        "entropy": lambda p, _: -(p * p.log()).sum(-1).mean(),
+        "kl_divergence": lambda q, p: functional.kl_div(q.log(), p, reduction="batchmean"),
+    }
+    loss = losses.get(case.function)
+    if loss is None:
+        return None
+    return _torch_run(case, loss, _torch_tensor(arrays.logits), _torch_tensor(arrays.target), compiled)
+
+
+def _torch_run(case: Case, loss_of: Any, x: Any, target: Any, compiled: bool) -> Call:
+    import torch
 
     torch.compiler.reset()  # else the shapes of earlier cases count against a limit
     function = torch.compile(loss_of, dynamic=False) if compiled else loss_of

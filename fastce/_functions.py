@@ -232,21 +232,37 @@ def cross_entropy(
     IndexError: target: label 3 at index (1,) is out of range for 3 classes
     """
     # In the order of the signature, as `_DEFAULTS` are.
-    small = _pipeline.quick(
-        logits,
-        target,
-        axis,
-        weight,
-        sample_weight,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        reduction,
-        denominator,
-        base,
-        backend,
-        num_threads,
-    )
+    if backend is _pipeline.NUMBA:
+        small = _pipeline.numba_quick.loss(
+            logits,
+            target,
+            num_threads,
+            axis,
+            weight,
+            sample_weight,
+            ignore_index,
+            label_smoothing,
+            z_loss,
+            reduction,
+            denominator,
+            base,
+        )
+    else:
+        small = _pipeline.quick(
+            logits,
+            target,
+            axis,
+            weight,
+            sample_weight,
+            ignore_index,
+            label_smoothing,
+            z_loss,
+            reduction,
+            denominator,
+            base,
+            backend,
+            num_threads,
+        )
     if small is not None:
         return small
     request = _inputs.loss_request(
@@ -263,11 +279,12 @@ def cross_entropy(
         base=base,
     )
     loss = _pipeline.loss(request, backend, num_threads)
-    _pipeline.settle_quick(_DEFAULTS)
+    _pipeline.settle_quick(_OPTIONS, _DEFAULTS, backend)
     return loss
 
 
 _DEFAULTS = tuple((cross_entropy.__kwdefaults__ or {}).values())
+_OPTIONS = {k: v for k, v in (cross_entropy.__kwdefaults__ or {}).items() if k not in ("backend", "num_threads")}
 """The very objects that omitted options are."""
 
 
@@ -369,6 +386,24 @@ def cross_entropy_with_grad(
     >>> np.round(scaled.astype(np.float32) / 2.0**16 * 1e9, 2)
     array([[-12.29,   6.14,   6.14]], dtype=float32)
     """
+    if backend is _pipeline.NUMBA and grad_output is None:
+        small = _pipeline.numba_quick.loss_and_grad(
+            logits,
+            target,
+            out,
+            num_threads,
+            axis,
+            weight,
+            sample_weight,
+            ignore_index,
+            label_smoothing,
+            z_loss,
+            reduction,
+            denominator,
+            base,
+        )
+        if small is not None:
+            return LossAndGrad(small, out)
     request = _inputs.loss_request(
         logits,
         target,
@@ -385,7 +420,178 @@ def cross_entropy_with_grad(
         grad_output=grad_output,
         out=out,
     )
-    return LossAndGrad(*_pipeline.loss_and_grad(request, backend, num_threads))
+    both = LossAndGrad(*_pipeline.loss_and_grad(request, backend, num_threads))
+    _pipeline.settle_quick(_OPTIONS, _DEFAULTS, backend)
+    return both
+
+
+def focal_loss(
+    logits: Any,
+    target: Any,
+    *,
+    gamma: float = 2.0,
+    alpha: Any = None,
+    axis: int = -1,
+    sample_weight: Any = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    denominator: float | None = None,
+    base: float | None = None,
+    backend: str = "auto",
+    num_threads: int | None = None,
+) -> float | Array:
+    r"""Focal loss: softmax cross entropy that counts what is nearly right for less.
+
+    With :math:`p` the probability that softmax gives to the label :math:`y`,
+
+    .. math:: \mathrm{loss} = s\,\alpha_y\,(1 - p)^\gamma\,(-\log p)
+
+    in nats [1]_.
+
+    Parameters
+    ----------
+    logits : array_like
+        As for `cross_entropy`.
+    target : array_like
+        Integer labels of the shape of ``logits`` without the class axis.
+    gamma : float, default 2.0
+        The focusing exponent, >= 0; 0 gives cross entropy.
+    alpha : float or array_like, optional
+        A number >= 0 that multiplies every loss, or one for each class, shape ``(C,)``.
+    axis, sample_weight, ignore_index
+        As for `cross_entropy`.
+    reduction : {"mean", "sum", "none"}
+        "mean" divides the sum by the total of ``sample_weight`` over the rows that are not ignored, whatever ``alpha``
+        is.
+    denominator, base
+        As for `cross_entropy`.
+    backend, num_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    float or ndarray
+        As for `cross_entropy`.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, BackendUnavailableError
+        As for `cross_entropy`.
+
+    See Also
+    --------
+    binary_focal_loss_with_logits : Of independent yes-or-no decisions.
+
+    Notes
+    -----
+    :math:`1 - p` is :math:`-\mathrm{expm1}` of minus the cross entropy :math:`c` of the row, never a difference: the
+    relative error of the loss is at most :math:`1 + \gamma` times that of :math:`c`, however small, and of the dtype's
+    rounding. Infinite cross entropy is an infinite loss; NaN stays NaN.
+
+    References
+    ----------
+    .. [1] T.-Y. Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> logits = np.log([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
+    >>> fastce.focal_loss(logits, [1, 2], reduction="none").round(4)
+    array([0.0321, 0.3299])
+    >>> round(fastce.focal_loss(logits, [1, 2], gamma=0), 4), round(fastce.cross_entropy(logits, [1, 2]), 4)
+    (0.6365, 0.6365)
+    """
+    request, focus = _inputs.focal_request(
+        logits,
+        target,
+        gamma=gamma,
+        alpha=alpha,
+        axis=axis,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        denominator=denominator,
+        base=base,
+    )
+    return _pipeline.focal_loss(request, focus, backend, num_threads)
+
+
+def focal_loss_with_grad(
+    logits: Any,
+    target: Any,
+    *,
+    gamma: float = 2.0,
+    alpha: Any = None,
+    axis: int = -1,
+    sample_weight: Any = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    denominator: float | None = None,
+    base: float | None = None,
+    grad_output: Any = None,
+    out: Array | None = None,
+    backend: str = "auto",
+    num_threads: int | None = None,
+) -> LossAndGrad:
+    r"""`focal_loss` and its gradient with respect to the logits.
+
+    With the notation used there, and :math:`p_k` the softmax,
+
+    .. math:: \frac{\partial\,\mathrm{loss}}{\partial x_k}
+              = s\,\alpha_y \bigl((1 - p)^\gamma + \gamma\,p\,(1 - p)^{\gamma - 1} (-\log p)\bigr) (p_k - [k = y])
+
+    times whatever the returned value is divided by.
+
+    Parameters
+    ----------
+    logits, target, gamma, alpha, axis, sample_weight, ignore_index, reduction, denominator, base
+        As for `focal_loss`.
+    grad_output, out
+        As for `cross_entropy_with_grad`.
+    backend, num_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    LossAndGrad
+        As for `cross_entropy_with_grad`.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, BackendUnavailableError
+        As for `cross_entropy`; nothing has been written then.
+
+    Notes
+    -----
+    The logits are read twice: the factor of a row is known from its cross entropy.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> logits = np.log([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
+    >>> loss, grad = fastce.focal_loss_with_grad(logits, [1, 2])
+    >>> grad.round(4)
+    array([[ 0.024 , -0.036 ,  0.012 ],
+           [ 0.12  ,  0.12  , -0.2399]])
+    """
+    request, focus = _inputs.focal_request(
+        logits,
+        target,
+        gamma=gamma,
+        alpha=alpha,
+        axis=axis,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        denominator=denominator,
+        base=base,
+        gradient=True,
+        grad_output=grad_output,
+        out=out,
+    )
+    return LossAndGrad(*_pipeline.focal_loss_and_grad(request, focus, backend, num_threads))
 
 
 def distillation_loss(

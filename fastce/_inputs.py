@@ -11,6 +11,7 @@ import math
 import numbers
 import operator
 import sys
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,6 +121,87 @@ def loss_request(
         clip=_clip(eps),
     )
     return Request(problem, axis, reduction, denominator, unit, factor, grad)
+
+
+class Focus(NamedTuple):
+    """What a focal loss makes of the cross entropy of each row."""
+
+    gamma: float
+    row_weight: Array
+    """(rows,): float64, the sample weight times alpha of the label; 0 for rows that are ignored."""
+    total_weight: float
+    """Of the sample weights of rows that are not ignored: a mean's denominator."""
+
+
+def focal_request(
+    logits: Any,
+    target: Any,
+    *,
+    gamma: Any,
+    alpha: Any,
+    axis: Any,
+    sample_weight: Any,
+    ignore_index: Any,
+    reduction: Any,
+    denominator: Any,
+    base: Any,
+    gradient: bool = False,
+    grad_output: Any = None,
+    out: Any = None,
+) -> tuple[Request, Focus]:
+    """Validate a call of focal_loss: cross entropy of each row, and what becomes of it.
+
+    Rows of weight 0 are ignored, the weights of others wait until each row's own cross entropy is known.
+    """
+    _scales(reduction, denominator, base)
+    request = loss_request(
+        logits,
+        target,
+        axis=axis,
+        weight=None,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=0.0,
+        reduction="none",
+        denominator=None,
+        base=base,
+        gradient=gradient,
+        grad_output=grad_output if reduction == "none" else None,
+        out=out,
+    )
+    problem = request.problem
+    if problem.labels is None:
+        raise ValueError(f"target: expected integer labels of shape {problem.positions}, got a dense target")
+    if gradient and reduction != "none":
+        request = request._replace(grad_output=_grad_output(grad_output, reduction, problem.positions)[1])
+    exponent = _number("gamma", gamma, 0.0, math.inf, "a finite number >= 0")
+
+    labels = problem.labels.reshape(-1)
+    weights = np.ones(problem.n_rows)
+    if problem.sample_weight is not None:
+        weights *= problem.sample_weight.reshape(-1).astype(np.float64)
+        wrong = ~((weights >= 0) & (weights < math.inf))
+        if wrong.any():
+            raise bad_row(request, int(wrong.argmax()))
+    if problem.ignore_index is not None:
+        weights[labels == problem.ignore_index] = 0.0
+    total = float(weights.sum())
+    if alpha is not None:
+        weights *= _alpha_of_labels(alpha, labels, problem.n_classes)
+    kept = None if problem.sample_weight is None else problem.sample_weight != 0
+    return request._replace(
+        problem=replace(problem, sample_weight=kept), reduction=reduction, denominator=denominator
+    ), Focus(exponent, weights, total)
+
+
+def _alpha_of_labels(alpha: Any, labels: Array, n_classes: int) -> Array | float:
+    """Return each label's weight; that of a label which is out of range, or ignored, does not matter."""
+    array = _array("alpha", alpha)
+    if array.ndim == 0:
+        return _number("alpha", array, 0.0, math.inf, "a finite number >= 0, or one for each class")
+    weights = _class_weight(alpha, n_classes, "alpha")
+    inside = (labels >= 0) & (labels < n_classes)
+    return weights[np.where(inside, labels, 0).astype(np.intp)]
 
 
 def distillation_request(
@@ -528,17 +610,17 @@ def _ignore_index(value: Any, labels: Array | None) -> int | None:
     return index if -(1 << bits - 1) <= index < 1 << bits - 1 else None
 
 
-def _class_weight(weight: Any, n_classes: int) -> Array:
-    array = _array("weight", weight)
+def _class_weight(weight: Any, n_classes: int, name: str = "weight") -> Array:
+    array = _array(name, weight)
     if not _dtypes.is_real(array.dtype):
-        raise TypeError(f"weight: expected real numbers, got {_described(weight, array)}")
+        raise TypeError(f"{name}: expected real numbers, got {_described(weight, array)}")
     if array.shape != (n_classes,):
-        raise ValueError(f"weight: expected one number for each class, shape {(n_classes,)}, got shape {array.shape}")
+        raise ValueError(f"{name}: expected one number for each class, shape {(n_classes,)}, got shape {array.shape}")
     array = np.ascontiguousarray(array, dtype=np.float64)
     wrong = ~((array >= 0) & (array < math.inf))
     if wrong.any():
         k = int(wrong.argmax())
-        raise ValueError(f"weight: expected finite numbers >= 0, got {float(array[k])!r} at index ({k},)")
+        raise ValueError(f"{name}: expected finite numbers >= 0, got {float(array[k])!r} at index ({k},)")
     return array
 
 

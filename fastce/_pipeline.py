@@ -17,7 +17,7 @@ from fastce.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from fastce._backends import Implementation
-    from fastce._inputs import Request
+    from fastce._inputs import Focus, Request
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,33 @@ quick = _no_quick
 the environment and loaded the C core, then its own function if it is what "auto" means."""
 
 
-def settle_quick(defaults: tuple[Any, ...]) -> None:
-    """Let small calls with all options at these defaults go straight to the C core, if that is where they would go."""
-    global quick
+NUMBA = "numba"
+
+
+class _NoQuick:
+    """What `numba_quick` is before the first call that names the Numba backend."""
+
+    def loss(self, logits: Any, target: Any, num_threads: Any, *options: Any) -> float | None:
+        return None
+
+    def loss_and_grad(self, logits: Any, target: Any, out: Any, num_threads: Any, *options: Any) -> float | None:
+        return None
+
+
+numba_quick: Any = _NoQuick()
+"""The same for calls that name the Numba backend, and for their gradients: its `Quick`."""
+
+
+def settle_quick(options: dict[str, Any], defaults: tuple[Any, ...], backend: str) -> None:
+    """Let small calls with all options at their defaults go straight to the C core, if that is where they would go.
+
+    Those that name the Numba backend go straight there.
+    """
+    global quick, numba_quick
+    if backend is NUMBA and type(numba_quick) is _NoQuick:
+        from fastce._backends import numba
+
+        numba_quick = numba.Quick(options)
     name = _settings.environment().backend or "auto"
     if quick is not _no_quick or name not in ("auto", "cython") or _backends.why_not("cython"):
         return
@@ -110,6 +134,50 @@ def loss_and_grad(request: Request, backend: str, num_threads: int | None) -> tu
     request = request._replace(problem=problem)
     totals = _run(chosen, request)
     return _reduce(request, totals), request.result
+
+
+def focal_loss(request: Request, focus: Focus, backend: str, num_threads: int | None) -> float | Array:
+    """Do a focal loss: the cross entropy of each row, and what becomes of it."""
+    chosen = choose(request.problem, backend, num_threads)
+    return _focal(request, focus, chosen)[0]
+
+
+def focal_loss_and_grad(
+    request: Request, focus: Focus, backend: str, num_threads: int | None
+) -> tuple[float | Array, Array]:
+    """Do a focal loss and its gradient: that of cross entropy, times the derivative of what becomes of it."""
+    problem = request.problem
+    chosen = choose(problem, backend, num_threads)
+    forward = request._replace(problem=replace(problem, output=Output.LOSS, out=None, grad_output=None))
+    value, slope = _focal(forward, focus, chosen)
+    slope *= _grad_scale(request, focus.total_weight)
+    if problem.grad_output is not None:
+        slope *= problem.grad_output.reshape(-1).astype(np.float64)
+    row_scale = slope.reshape(problem.positions)
+    _run(chosen, request._replace(problem=replace(problem, row_values=None, grad_output=row_scale)))
+    return value, request.result
+
+
+def _focal(request: Request, focus: Focus, chosen: Chosen) -> tuple[float | Array, Array]:
+    """Return the value, and the derivative of each row's loss with respect to its cross entropy c:
+
+    with u = 1 - exp(-c), the loss is w u^gamma c, and its derivative w (u^gamma + gamma u^(gamma - 1) (1 - u) c).
+    """
+    _run(chosen, request)
+    losses = request.problem.row_values
+    if losses is None:
+        raise RuntimeError("a focal loss is made of each row's cross entropy")
+    kept = focus.row_weight != 0
+    with np.errstate(all="ignore"):
+        c = losses.astype(np.float64)
+        u = -np.expm1(-c)
+        power = u**focus.gamma
+        pull = np.where(np.isinf(c) | (u == 0), 0.0, focus.gamma * power / u * (1.0 - u) * c)
+        slope = np.where(kept, focus.row_weight * (power + pull), 0.0)
+        focal = np.where(kept, focus.row_weight * power * c, 0.0)
+        losses[...] = focal
+    totals = Totals(-1, float(focal.sum()), focus.total_weight)
+    return _reduce(request, totals), slope
 
 
 def softmax(request: Request, backend: str, num_threads: int | None) -> Array:
