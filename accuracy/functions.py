@@ -64,7 +64,7 @@ def _run(command: list[str], every: int) -> list[Found]:
         function, dtype, isa, error, argument, value, tried = line.split()
         ulp = error_in_ulp(function, dtype, float.fromhex(argument), float.fromhex(value))
         if dtype == "float64" or error == "inf":
-            tell = f"largest of {int(tried):,}"
+            tell = f"largest of {int(tried):,} numbers"
         else:
             tell = "every float32" if every == 1 else f"every {every}th float32"
         figure = Figure(float(error) if float(error) in (0.0, float("inf")) else ulp, f"x = {argument}, {tell}")
