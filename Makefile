@@ -18,10 +18,10 @@ SOURCES := $(sort $(wildcard fastce/_core.pyx fastce/*.pxd fastce/include/*.h) $
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 CYTHON_FILES := $(wildcard fastce/*.pyx fastce/*.pxd)
-C_FILES := $(sort $(shell find src_c fastce/include tests/c bench -name '*.[ch]' 2>/dev/null))
+C_FILES := $(sort $(shell find src_c fastce/include tests/c bench accuracy -name '*.[ch]' 2>/dev/null))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all build lint format types test-c test-c-native test-c-neon pytest bench bench-pytest dist clean
+.PHONY: help demo test test-all build lint format types test-c test-c-native test-c-neon pytest bench bench-pytest accuracy dist clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -108,6 +108,25 @@ build/c/native/%: build/c/native/tests/c/%.o $(CORE:%.c=build/c/native/%.o)
 build/c/neon/%: build/c/neon/tests/c/%.o $(CORE:%.c=build/c/neon/%.o)
 	@$(CROSS_CC) -fopenmp $^ -lm -o $@
 
+# The sweep of accuracy/ has the functions of each ISA over arrays, in place of its kernels.
+SWEPT := $(patsubst src_c/isa/%.c,accuracy/isa/%.o,$(wildcard src_c/isa/*.c))
+SWEEP := accuracy/sweep.o $(patsubst %.c,%.o,$(filter-out src_c/isa/%,$(CORE))) $(SWEPT)
+SWEPT_FLAGS = $(C_FLAGS) -I. -Wno-unused -DBESIDE_KERNELS='"accuracy/sweep_functions.h"' -DSWEPT=swept_$*
+
+build/c/native/accuracy/isa/%.o: src_c/isa/%.c Makefile
+	@mkdir -p $(@D)
+	@$(CC) $(SWEPT_FLAGS) -c $< -o $@
+
+build/c/neon/accuracy/isa/%.o: src_c/isa/%.c Makefile
+	@mkdir -p $(@D)
+	@$(CROSS_CC) $(SWEPT_FLAGS) -c $< -o $@
+
+build/c/native/sweep: $(SWEEP:%=build/c/native/%)
+	@$(CC) -fopenmp $^ -lm -o $@
+
+build/c/neon/sweep: $(SWEEP:%=build/c/neon/%)
+	@$(CROSS_CC) -fopenmp $^ -lm -o $@
+
 .SECONDARY:
 -include $(shell find build/c -name '*.d' 2>/dev/null)
 
@@ -139,6 +158,9 @@ bench: .venv/peers ## compare with the other systems, in under five minutes
 bench-pytest: .venv/peers ## every case under pytest-benchmark, into build/bench.json
 	@mkdir -p build
 	@$(BIN)/pytest bench --benchmark-json=build/bench.json $(PYTEST_ARGS)
+
+accuracy: .venv/peers ## measure the largest errors, write them into the documents; fails above a limit
+	@$(BIN)/python -m accuracy $(ACCURACY_ARGS)
 
 dist: .venv/developer ## sdist and the wheel built from it, their contents checked
 	@rm -rf dist && mkdir -p build

@@ -19,7 +19,7 @@ def tracked() -> list[Path]:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode == 0 and listed.stdout:
         return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
-    folders = ("fastce", "src_c", "tests", "bench", "tools")
+    folders = ("fastce", "src_c", "tests", "bench", "accuracy", "docs", "tools")
     return [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
 
 

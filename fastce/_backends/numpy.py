@@ -65,7 +65,9 @@ def run(problem: Problem, num_threads: int) -> Totals:
         first = x.argmax(axis=1)
         e = np.exp(x - top[:, None])
         np.put_along_axis(e, first[:, None], 0, axis=1)
-        r = np.where(np.isfinite(top), e.sum(axis=1), np.nan)  # no maximum to speak of: the row is NaN
+        # In a wider type, as the rounding of a sum of many terms, all alike, is seen. A row without a maximum is NaN.
+        wide = np.float64 if p.real == np.float32 else np.longdouble
+        r = np.where(np.isfinite(top), e.sum(axis=1, dtype=wide), np.nan).astype(p.real)
         np.put_along_axis(e, first[:, None], 1, axis=1)
         if p.output is Output.STATISTICS:
             return _statistics(p, x, e, top, first, r)

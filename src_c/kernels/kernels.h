@@ -60,3 +60,8 @@ static void finish_chunk(const task *t, chunk_state *state) {
 }
 
 #define KERNELS {visit_any, scratch_bytes, finish_chunk, load_targets, first_bad_target}
+
+/* accuracy/ measures the functions alone, in the region of their ISA. */
+#ifdef BESIDE_KERNELS
+#include BESIDE_KERNELS
+#endif

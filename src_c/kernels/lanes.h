@@ -1,7 +1,9 @@
 /* Vectors of rows: each lane is a row, classes pass one after the other. For few classes, and where the class axis is
  * strided: positions that are neighbours in memory are loaded where they lie, others through a tile. */
 
-enum { FLUSH_CLASSES = 8, ELEMENT = sizeof(real) };
+/* Sums of so many classes go to float64: beside a term that is far larger each addition may lose half a ULP of it, all to
+ * one side, and a gradient near 1 shows every one of them. */
+enum { FLUSH_CLASSES = 4, ELEMENT = sizeof(real) };
 
 /* Classes [first, first + n) of all rows of the visit: class first + k of row i at p + k * stride + i elements. */
 typedef struct block_of_lanes {

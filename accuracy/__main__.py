@@ -1,0 +1,58 @@
+"""`python -m accuracy`: measures, rewrites the measured figures and the documents, and fails above a limit."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from accuracy import document, functions, results, table
+
+PACKAGES = ("fastce", "numpy", "numba", "scipy", "torch", "jax", "mpmath")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m accuracy", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="measure and compare with the limits, but write nothing")
+    parser.add_argument("--only", choices=("functions", "results"), help="measure one half; the other stays as it is")
+    parser.add_argument("--documents", action="store_true", help="write the documents from the table, measure nothing")
+    options = parser.parse_args()
+
+    if options.documents:
+        document.write(table.read())
+        return 0
+    measured = {}
+    for group, measure in (("functions", functions.measure), ("results", results.measure)):
+        if options.only in (None, group):
+            print(f"measuring {group}", flush=True)
+            measured[group] = measure()
+    known = table.read()
+    for group, figures in measured.items():
+        table.record(known, group, figures)
+    known["measured_on"] = _here()
+    too_far = [cell for cell in table.cells(known) if cell.too_far]
+    for cell in table.cells(known):
+        if cell.ours and cell.group in measured:
+            print(cell)
+    for cell in too_far:
+        print(f"above its limit: {cell}", file=sys.stderr)
+    if not options.check:
+        table.write(known)
+        document.write(known)
+    return 1 if too_far else 0
+
+
+def _here() -> dict[str, str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    installed = {d.metadata["Name"].lower() for d in metadata.distributions()}
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES if name in installed)
+    return {"date": dt.datetime.now(dt.timezone.utc).date().isoformat(), "cpu": cpu, "versions": versions}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Losses, gradients and the functions without a target: the largest error of every system, in ULP.
+
+The truth is the oracle of the tests, in extended precision; of the worst of each system mpmath has the last word. What
+rounding does to x_k - m, which no method avoids that subtracts first, is taken off as `tests/tolerances.py` allows it:
+nothing where all differences are exact.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from accuracy.cases import DTYPES, Case, FamilyCase, cases, family
+from accuracy.systems import System, systems
+from accuracy.table import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+import oracle
+import oracle_family
+import tolerances
+from oracle import Wide
+
+Array = npt.NDArray[Any]
+
+MOST_EXACT_CLASSES = 5000
+"""mpmath takes too long for longer rows, whose figures are the oracle's."""
+
+NOTHING = dict.fromkeys(tolerances.ULPS, 0)
+ONE = dict.fromkeys(tolerances.ULPS, 1)
+
+
+AnyCase = Case | FamilyCase
+
+
+class Seen(NamedTuple):
+    """An error, and where: row and class (0 for what a row has one of)."""
+
+    ulp: float
+    case: AnyCase
+    row: int
+    column: int
+    got: Any
+
+
+Worst = dict[tuple[str, str, str], Seen]
+"""By row of the table, dtype of the arithmetic, system."""
+
+
+class Truth(NamedTuple):
+    """Exact values, (n, C) or (n, 1); what rounding of x_k - m may do to them, and a ULP."""
+
+    exact: Array
+    allowed: Array
+    ulp: Array
+
+    def errors(self, got: Array) -> Array:
+        """Return how far each element is off, in ULP; infinite where a number is due and none came."""
+        got = oracle.widen(got).reshape(self.exact.shape)
+        with np.errstate(all="ignore"):
+            off: Array = np.maximum(np.abs(got - self.exact) - self.allowed, 0) / self.ulp
+            return np.where(np.isfinite(off), off, np.where(got == self.exact, 0, np.inf))
+
+
+def measure() -> dict[str, dict[str, dict[str, Figure]]]:
+    """Measure every system on every case: row of the table -> dtype of the arithmetic -> system -> figure."""
+    worst: Worst = {}
+    everybody = systems()
+    for case in _everything():
+        truth = _truth(case)
+        for system in everybody:
+            for row, values in _results(system, case).items():
+                ulps = truth[row].errors(values)
+                i, k = (int(at) for at in np.unravel_index(ulps.argmax(), ulps.shape))
+                key = (row, "float64" if case.dtype == "float64" else "float32", system.name)
+                if key not in worst or ulps[i, k] > worst[key].ulp:
+                    worst[key] = Seen(float(ulps[i, k]), case, i, k, np.asarray(values).reshape(ulps.shape)[i, k])
+    measured: dict[str, dict[str, dict[str, Figure]]] = {}
+    for (row, dtype, name), seen in worst.items():
+        place = f"{seen.case.dtype}, {seen.case.name}, {_place(row, seen)}"
+        measured.setdefault(row, {}).setdefault(dtype, {})[name] = Figure(_checked(row, seen), place)
+    measured["mean"] = {"float64": {s.name: _mean(s) for s in everybody if s.mean}}
+    return measured
+
+
+def _everything() -> Iterator[AnyCase]:
+    for dtype in DTYPES:
+        yield from cases(dtype)
+    for dtype in ("float32", "float64"):
+        yield from family(dtype)
+
+
+def _results(system: System, case: AnyCase) -> dict[str, Array]:
+    """What a system computes, by row of the table."""
+    if isinstance(case, FamilyCase):
+        found = system.family(case) if system.family else {}
+        names = {"loss": "element" if case.element_wise else "terms", "grad": "slope"}
+        return {names[name]: values for name, values in found.items()}
+    half = case.logits.dtype.itemsize == 2
+    if half and not system.halves:
+        return {}
+    loss, grad = system.loss_and_grad(case)
+    got = {"loss": loss, "label gradient" if case.labelled else "gradient": grad}
+    if case.labelled:
+        got["lse"] = system.logsumexp(case.logits)
+    if case.labelled and not half:  # else they are rounded to halves
+        got |= {"probability": system.softmax(case.logits), "log probability": system.log_softmax(case.logits)}
+    return got
+
+
+def _truth(case: AnyCase) -> dict[str, Truth]:
+    """What each row of the table is to be."""
+    dtype = case.arrays[0].dtype if isinstance(case, FamilyCase) else case.logits.dtype
+    found: dict[str, tuple[Array, Array, Array]] = {}
+    if isinstance(case, FamilyCase):
+        options = {} if case.function == "entropy" else {"reduction": "none"}
+        want = getattr(oracle_family, case.function)(*case.arrays, **options)
+        allowed, one = (tolerances.family(want, dtype, ulps) for ulps in (NOTHING, ONE))
+        found["element" if case.element_wise else "terms"] = want.loss, allowed[0], one[0]
+        if case.has_gradient:
+            found["slope"] = want.slope, allowed[1], one[1]
+    else:
+        rows = oracle.cross_entropy(case.logits, case.target, label_smoothing=case.label_smoothing).rows
+
+        def add(row: str, exact: Array, bound: Any) -> None:
+            found[row] = exact, bound(rows, dtype, NOTHING), bound(rows, dtype, ONE)
+
+        add("loss", rows.loss, tolerances.losses)
+        add("label gradient" if case.labelled else "gradient", rows.grad, tolerances.gradients)
+        if case.labelled:
+            add("lse", rows.lse, tolerances.lse)
+            add("probability", rows.p, tolerances.probabilities)
+            add("log probability", rows.log_p, tolerances.log_probabilities)
+    truth = {}
+    for row, (exact, nothing, one) in found.items():
+        with np.errstate(all="ignore"):
+            ulp = np.where(np.isfinite(one), one - nothing, 1)
+        if row in ("label gradient", "slope"):  # promised of normal numbers
+            nothing = np.where(np.abs(exact) < tolerances.arithmetic(dtype).tiny, np.inf, nothing)
+        shape = (exact.shape[0], -1)
+        truth[row] = Truth(exact.reshape(shape), nothing.reshape(shape), ulp.reshape(shape))
+    return truth
+
+
+def _place(row: str, seen: Seen) -> str:
+    if isinstance(seen.case, FamilyCase) and seen.case.element_wise:
+        return "of " + ", ".join(repr(float(array[seen.row])) for array in seen.case.arrays)
+    return f"row {seen.row}" + ("" if row in ("loss", "lse", "terms") else f", class {seen.column}")
+
+
+def _checked(row: str, seen: Seen) -> float:
+    """The same error, with mpmath's value in place of the oracle's."""
+    arrays = seen.case.arrays if isinstance(seen.case, FamilyCase) else (seen.case.logits,)
+    if (arrays[0].shape[-1] > MOST_EXACT_CLASSES and arrays[0].ndim > 1) or not np.isfinite(seen.ulp):
+        return seen.ulp
+    wide, oracle.WIDE_ENOUGH = oracle.WIDE_ENOUGH, False
+    try:
+        truth = _truth(seen.case.only(seen.row))[row]
+    finally:
+        oracle.WIDE_ENOUGH = wide
+    return float(truth.errors(np.full(truth.exact.shape, seen.got))[0, seen.column])
+
+
+def _mean(system: System) -> Figure:
+    """10⁸ rows of two classes: 10⁴ that are broadcast."""
+    n = 10_000
+    rng = np.random.default_rng(11)
+    logits = np.broadcast_to(rng.standard_normal((n, 2)) * 3, (n, n, 2))
+    labels = np.broadcast_to(rng.integers(0, 2, n), (n, n))
+    assert system.mean is not None
+    got, losses = system.mean(logits, labels)
+    exact = oracle.wide_sum(oracle.widen(losses)) / n
+    ulp = abs(Wide(got) - exact) / tolerances.FORMATS[np.dtype(np.float64)].ulp(exact)
+    return Figure(float(ulp), "10,000 rows of two classes, 10,000 times")

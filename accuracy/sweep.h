@@ -1,0 +1,16 @@
+/* What an ISA's file gives the sweep. */
+#ifndef SWEEP_H
+#define SWEEP_H
+
+#include <stdint.h>
+
+enum { EXP, LOG1P, LOG, FUNCTIONS };
+
+typedef struct functions {
+    void (*replace[FUNCTIONS])(void *numbers, int64_t count); /* count is a multiple of CHUNK */
+    double exp_highest, log1p_highest;                        /* the largest argument */
+} functions;
+
+enum { CHUNK = 4096 };
+
+#endif
