@@ -31,12 +31,7 @@ Array = npt.NDArray[Any]
 TABLE = Path(__file__).resolve().parent.parent / "accuracy" / "table.json"
 ULPS: dict[str, float] = {
     name: row["limit"] for name, row in json.loads(TABLE.read_text(encoding="utf-8"))["results"].items()
-} | {
-    "entropy": 4,  # of the entropy of a row
-    "terms": 4,  # of the sum of the sizes of the terms, for a row of probabilities or a divergence
-    "slope": 8,  # of a loss of probabilities and of an element; where an element has two terms, of the larger
-    "focal exponent": 5,  # of E in exp(-E): E is gamma, rounded, times a softplus, itself a loss, rounded
-}
+} | {"entropy": 4}
 
 FOCAL_EXPONENT_ULPS = 5
 """Of E in a focal loss' factor exp(-E): E is gamma, rounded, times a softplus, itself a loss, rounded."""
