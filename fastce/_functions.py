@@ -232,21 +232,37 @@ def cross_entropy(
     IndexError: target: label 3 at index (1,) is out of range for 3 classes
     """
     # In the order of the signature, as `_DEFAULTS` are.
-    small = _pipeline.quick(
-        logits,
-        target,
-        axis,
-        weight,
-        sample_weight,
-        ignore_index,
-        label_smoothing,
-        z_loss,
-        reduction,
-        denominator,
-        base,
-        backend,
-        num_threads,
-    )
+    if backend is _pipeline.NUMBA:
+        small = _pipeline.numba_quick.loss(
+            logits,
+            target,
+            num_threads,
+            axis,
+            weight,
+            sample_weight,
+            ignore_index,
+            label_smoothing,
+            z_loss,
+            reduction,
+            denominator,
+            base,
+        )
+    else:
+        small = _pipeline.quick(
+            logits,
+            target,
+            axis,
+            weight,
+            sample_weight,
+            ignore_index,
+            label_smoothing,
+            z_loss,
+            reduction,
+            denominator,
+            base,
+            backend,
+            num_threads,
+        )
     if small is not None:
         return small
     request = _inputs.loss_request(
@@ -263,11 +279,12 @@ def cross_entropy(
         base=base,
     )
     loss = _pipeline.loss(request, backend, num_threads)
-    _pipeline.settle_quick(_DEFAULTS)
+    _pipeline.settle_quick(_OPTIONS, _DEFAULTS, backend)
     return loss
 
 
 _DEFAULTS = tuple((cross_entropy.__kwdefaults__ or {}).values())
+_OPTIONS = {k: v for k, v in (cross_entropy.__kwdefaults__ or {}).items() if k not in ("backend", "num_threads")}
 """The very objects that omitted options are."""
 
 
@@ -369,6 +386,24 @@ def cross_entropy_with_grad(
     >>> np.round(scaled.astype(np.float32) / 2.0**16 * 1e9, 2)
     array([[-12.29,   6.14,   6.14]], dtype=float32)
     """
+    if backend is _pipeline.NUMBA and grad_output is None:
+        small = _pipeline.numba_quick.loss_and_grad(
+            logits,
+            target,
+            out,
+            num_threads,
+            axis,
+            weight,
+            sample_weight,
+            ignore_index,
+            label_smoothing,
+            z_loss,
+            reduction,
+            denominator,
+            base,
+        )
+        if small is not None:
+            return LossAndGrad(small, out)
     request = _inputs.loss_request(
         logits,
         target,
@@ -385,7 +420,9 @@ def cross_entropy_with_grad(
         grad_output=grad_output,
         out=out,
     )
-    return LossAndGrad(*_pipeline.loss_and_grad(request, backend, num_threads))
+    both = LossAndGrad(*_pipeline.loss_and_grad(request, backend, num_threads))
+    _pipeline.settle_quick(_OPTIONS, _DEFAULTS, backend)
+    return both
 
 
 def softmax(

@@ -77,9 +77,33 @@ quick = _no_quick
 the environment and loaded the C core, then its own function if it is what "auto" means."""
 
 
-def settle_quick(defaults: tuple[Any, ...]) -> None:
-    """Let small calls with all options at these defaults go straight to the C core, if that is where they would go."""
-    global quick
+NUMBA = "numba"
+
+
+class _NoQuick:
+    """What `numba_quick` is before the first call that names the Numba backend."""
+
+    def loss(self, logits: Any, target: Any, num_threads: Any, *options: Any) -> float | None:
+        return None
+
+    def loss_and_grad(self, logits: Any, target: Any, out: Any, num_threads: Any, *options: Any) -> float | None:
+        return None
+
+
+numba_quick: Any = _NoQuick()
+"""The same for calls that name the Numba backend, and for their gradients: its `Quick`."""
+
+
+def settle_quick(options: dict[str, Any], defaults: tuple[Any, ...], backend: str) -> None:
+    """Let small calls with all options at their defaults go straight to the C core, if that is where they would go.
+
+    Those that name the Numba backend go straight there.
+    """
+    global quick, numba_quick
+    if backend is NUMBA and type(numba_quick) is _NoQuick:
+        from fastce._backends import numba
+
+        numba_quick = numba.Quick(options)
     name = _settings.environment().backend or "auto"
     if quick is not _no_quick or name not in ("auto", "cython") or _backends.why_not("cython"):
         return

@@ -13,19 +13,59 @@ from typing import Any
 from numba import njit, prange
 
 from fastce._backends import _numba_tile as vector
-from fastce._backends._numba_tile import LABELS
+from fastce._backends._numba_tile import LABELS, SCRATCH_BYTES, SHARED_BYTES
 
 
-def tasks(entry: Any, call: Any, scratch: Any, size: Any, count: Any) -> None:
+def tasks(
+    entry: Any,
+    plan: Any,
+    call: Any,
+    count: Any,
+    logits: Any,
+    labels: Any,
+    dense: Any,
+    sample_weight: Any,
+    grad_output: Any,
+    out: Any,
+    values: Any,
+    class_weight: Any,
+    dense_weight: Any,
+    class_vector: Any,
+    target_scale: Any,
+    z_loss: Any,
+    grad_scale: Any,
+) -> Any:
     """Call the compiled kernel at an address for each task, on as many threads as Numba is set to."""
+    vector.prepare(
+        call,
+        plan,
+        count,
+        logits,
+        labels,
+        dense,
+        sample_weight,
+        grad_output,
+        out,
+        values,
+        class_weight,
+        dense_weight,
+        class_vector,
+        target_scale,
+        z_loss,
+        grad_scale,
+    )
+    address = vector.address_of(call)
     for task in prange(count):
-        vector.invoke(entry, call, scratch + size * task, task)
+        vector.invoke(entry, address, address + SHARED_BYTES + SCRATCH_BYTES * task, task)
+    vector.total(call)
+    return vector.first_bad_of_all(call), vector.total_loss(call), vector.total_weight(call)
 
 
 def kernel(
     call: Any, tile: Any, task: Any, x: Any, dense: Any, q: Any, out: Any, logarithm: Any, across: Any, shifted: Any
 ) -> None:
     """Do a task; without logits (x) only check the rows and add up their weights."""
+    vector.start_task(tile)
     for block in range(call.n_blocks * task // call.n_tasks, call.n_blocks * (task + 1) // call.n_tasks):
         vector.start_block(tile)
         bad = call.n_rows
@@ -37,35 +77,50 @@ def kernel(
             if dense is not None:
                 vector.check_dense(call, tile, n, dense, across)
             bad = min(bad, vector.first_bad(call, tile, n))
+            vector.add_weights(call, tile, n)
             if x is not None:
-                measure(call, tile, n, x, dense, q, out, across, shifted)
-            if out is not None:
-                vector.finish(call, tile, n, 1)
-            else:
-                vector.finish(call, tile, n, None)
-            if x is not None:
+                if out is not None:
+                    measure(call, tile, n, x, dense, q, out, across, shifted, 1)
+                else:
+                    measure(call, tile, n, x, dense, q, out, across, shifted, None)
                 vector.put_values(call, tile, n, x)
             if out is not None:
                 output(call, tile, n, x, dense, q, out, logarithm, across, shifted)
             position += n
         vector.end_block(call, tile, block, bad)
+    if out is not None:
+        if shifted is not None:
+            vector.see_off(call, tile, x, out)
+        vector.end_task(call)
 
 
 @njit(inline="always")
-def measure(call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, out: Any, across: Any, shifted: Any) -> None:
-    """Sweep the classes of a tile."""
-    vector.get_labels(call, tile, n, x, q)
+def measure(
+    call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, out: Any, across: Any, shifted: Any, gradient: Any
+) -> None:
+    """Sweep the classes of a tile, and make of it the values of its rows."""
     if across is None:
+        vector.get_labels(call, tile, n, x, q)
         for i in range(n):
             if tile.sample[i] > 0.0:
                 vector.row_sums(call, tile, i, x, dense, q, out, shifted)
+    elif shifted is None:
+        vector.get_labels(call, tile, n, x, q)
+        vector.tile_sums(call, tile, n, x, dense, q, shifted)
     else:
-        vector.tile_sums(call, tile, n, x, dense, q)
-    if q is None:
-        alone = 1.0 if call.start[LABELS] == 0 else 0.0
-        for i in range(n):
-            tile.mass[i] = alone
-            tile.pull[i] = tile.top[i] if call.lse else 0.0
+        vector.few_sums(call, tile, n, x, out)
+    if shifted is None or vector.find_unsound(tile, n) != 0:
+        if across is not None and shifted is not None:
+            vector.get_labels(call, tile, n, x, q)
+            vector.tile_sums(call, tile, n, x, dense, q, shifted)
+        if q is None:
+            alone = 1.0 if call.start[LABELS] == 0 else 0.0
+            for i in range(n):
+                tile.mass[i] = alone
+                tile.pull[i] = tile.top[i] if call.lse else 0.0
+        vector.finish(call, tile, n, gradient, shifted)
+    if shifted is not None:
+        vector.finish_shifted(call, tile, n, x, gradient)
 
 
 @njit(inline="always")
@@ -74,14 +129,20 @@ def output(
 ) -> None:
     """Write the output of a tile."""
     if across is None:
+        if shifted is not None:
+            vector.see_off(call, tile, x, out)
+            vector.start_leaving(call, tile, n, x, out)
         for i in range(n):
             if tile.sample[i] > 0.0:
                 vector.row_output(call, tile, i, x, dense, q, out, logarithm, shifted)
             else:
                 vector.clear_row(call, tile, i, out)
+        if shifted is not None:
+            vector.end_leaving(call, tile, n, x, out)
+    elif shifted is not None:
+        vector.see_off(call, tile, x, out)
+        vector.few_output(call, tile, n, x, out)
+        vector.end_leaving(call, tile, n, x, out)
     else:
         vector.tile_output(call, tile, n, x, dense, q, out, logarithm)
-    if call.start[LABELS] != 0:
-        for i in range(n):
-            if tile.sample[i] > 0.0:
-                vector.put_label(call, tile, i, out)
+        vector.put_labels(call, tile, n, out)

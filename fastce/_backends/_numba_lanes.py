@@ -20,6 +20,9 @@ from numba.extending import NativeValue, intrinsic, models, register_model, unbo
 LANES = {"f4": 32, "f8": 16}
 """Elements in a vector of float32 and of float64: two to four registers, so that independent chains interleave."""
 
+LINE = 64
+"""Bytes of a cache line."""
+
 _INT64 = ir.IntType(64)
 _REALS = {"f4": ir.FloatType(), "f8": ir.DoubleType()}
 
@@ -48,6 +51,40 @@ class _StreamModel(models.PrimitiveModel):  # type: ignore[misc]
 @unbox(Stream)
 def _unbox_stream(stream: Stream, obj: Any, c: Any) -> NativeValue:
     return NativeValue(c.pyapi.long_as_longlong(obj), is_error=cgutils.is_not_null(c.builder, c.pyapi.err_occurred()))
+
+
+class ArrayAddress(types.Type):
+    """The type of an argument that is an array or None for Python, and for the compiled code where its elements lie."""
+
+    def __init__(self) -> None:
+        super().__init__(name="ArrayAddress")
+
+
+class RecordAddress(types.Type):
+    """The type of an argument that is an array for Python, and for the compiled code the record it begins with."""
+
+    def __init__(self, record: types.Record) -> None:
+        self.record = record
+        super().__init__(name=f"RecordAddress({record.name})")
+
+
+@register_model(RecordAddress)
+@register_model(ArrayAddress)
+class _ArrayAddressModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: ArrayAddress) -> None:
+        super().__init__(manager, kind, _INT64)
+
+
+@unbox(RecordAddress)
+@unbox(ArrayAddress)
+def _unbox_address(kind: ArrayAddress, obj: Any, c: Any) -> NativeValue:
+    # PyArrayObject_fields in NumPy's C interface: an object's head, and then the pointer to the data.
+    place = c.builder.ptrtoint(obj, _INT64)
+    inside = c.builder.add(place, _INT64(object.__basicsize__))
+    missing = c.builder.icmp_unsigned("==", obj, c.pyapi.borrow_none())
+    readable = c.builder.inttoptr(c.builder.select(missing, place, inside), ir.PointerType())
+    address = c.builder.load(readable, typ=_INT64)
+    return NativeValue(c.builder.select(missing, _INT64(0), address))
 
 
 class Value:
@@ -221,18 +258,33 @@ class Value:
         function = ir.FunctionType(ir.VoidType(), [argument.ir.type for argument in arguments])
         self.builder.call(self.builder.inttoptr(self.ir, function.as_pointer()), [a.ir for a in arguments])
 
-    def write(self, value: Value, mask: Value | None = None) -> None:
-        """Store a value at this address, or the integers for which the mask holds."""
+    def write(self, value: Value, mask: Value | None = None, *, past_caches: bool = False) -> None:
+        """Store a value at this address, or the integers for which the mask holds.
+
+        Where it goes past the caches the address begins a line, and `fence` follows before others read.
+        """
         if mask is None:
-            self.builder.store(value.ir, self.pointer()).align = 1
+            stored = self.builder.store(value.ir, self.pointer())
+            stored.align = LINE if past_caches else 1
+            if past_caches:
+                stored.set_metadata("nontemporal", self.builder.module.add_metadata([ir.IntType(32)(1)]))
             return
         name = f"llvm.masked.store.v{value.count}i{value.element.width}.p0"
         self._call(ir.VoidType(), name, [value.ir, self.pointer(), ir.Constant(ir.IntType(32), 1), mask.ir])
 
-    def prefetch(self) -> None:
+    def copy_from(self, source: Value, size: Value) -> None:
+        """Copy some bytes to this address."""
+        never_volatile = ir.Constant(ir.IntType(1), 0)
+        self._call(ir.VoidType(), "llvm.memcpy.p0.p0.i64", [self.pointer(), source.pointer(), size.ir, never_volatile])
+
+    def fence(self) -> None:
+        """Have all that was stored so far in memory before what follows."""
+        self.builder.fence("seq_cst")
+
+    def prefetch(self, *, to_write: bool = False) -> None:
         """Ask for the cache line at this address."""
-        read, keep, data = (ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))
-        self._call(ir.VoidType(), "llvm.prefetch.p0", [self.pointer(), read, keep, data])
+        use, keep, data = (ir.Constant(ir.IntType(32), value) for value in (int(to_write), 3, 1))
+        self._call(ir.VoidType(), "llvm.prefetch.p0", [self.pointer(), use, keep, data])
 
     def _call(self, result: ir.Type, name: str, arguments: list[ir.Value]) -> ir.Value:
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
@@ -293,6 +345,35 @@ class Value:
         return Value(self.builder, self._call(self.ir.type, f"{name}.{suffix}", arguments))
 
 
+@functools.cache
+def has_feature(name: str) -> bool:
+    """Tell whether kernels are compiled for a feature of the processor, in LLVM's words."""
+    from numba.core.registry import cpu_target
+
+    return f"+{name}" in cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+
+
+def table_size() -> int:
+    """Return how many integers of 32 bits `lookup` finds in one register, or 1."""
+    return 16 if has_feature("avx512f") else 8 if has_feature("avx2") else 1
+
+
+def lookup(table: Sequence[int], index: Value) -> Value:
+    """Return the entries, ``table_size()`` of them in all, that the lowest bits of integers of 32 bits say."""
+    size = len(table)
+    name = {16: "llvm.x86.avx512.permvar.si.512", 8: "llvm.x86.avx2.permd"}[size]
+    entries = ir.Constant(ir.VectorType(ir.IntType(32), size), list(table))
+
+    def found(part: Value) -> Value:
+        if part.count != size:
+            low, high = part.halves()
+            return found(low).join(found(high))
+        return Value(part.builder, part._call(part.ir.type, name, [entries, part.ir]))
+
+    # permvar takes the table first, permd too; both look at the lowest bits only.
+    return found(index)
+
+
 def fma(a: Value, b: Value | float, c: Value | float) -> Value:
     """Return a·b + c, rounded once."""
     return a.call("llvm.fma", a.like(b), a.like(c))
@@ -326,12 +407,17 @@ class Memory:
         self.real_size = int(stream.real[1])
         self.itemsize = stream.itemsize
         self.lanes = LANES[stream.real]
+        self.code = f"{'swapped_' * stream.swapped}{stream.kind}{stream.itemsize}_{stream.real}"
         self.step = self.address.integer(self.lanes * stream.itemsize, 64)
         self._f16c = f16c
 
     def computed(self) -> Memory:
         """Return the same for elements as they are computed with."""
         return Memory(self.builder, Stream(self.real, self.real), self.address.ir, f16c=False)
+
+    def beside(self, value: Value) -> Memory:
+        """Return the same for code that is written where the value is, in another function."""
+        return Memory(value.builder, self.stream, self.address.ir, self._f16c)
 
     def constant(self, number: float) -> Value:
         """Return a vector of equal elements."""
@@ -340,8 +426,9 @@ class Memory:
 
     def load(self, address: Value, live: Value | None = None, fill: float = 0.0, lanes: int | None = None) -> Value:
         """Return the vector at an address; of its elements only the first ``live`` are read, the rest is ``fill``."""
-        mask = None if live is None else self.mask(live)
-        value = self._decode(address.read(8 * self.itemsize, self.lanes, mask))
+        lanes = lanes or self.lanes
+        mask = None if live is None else self.mask(live, lanes)
+        value = self._decode(address.read(8 * self.itemsize, lanes, mask))
         return value if mask is None or fill == 0 else select(mask, value, fill)
 
     def load_one(self, address: Value) -> Value:
@@ -350,20 +437,26 @@ class Memory:
 
     def prefetch(self, address: Value) -> None:
         """Ask for the cache lines of a vector."""
-        for line in range(0, self.lanes * self.itemsize, 64):
+        for line in range(0, self.lanes * self.itemsize, LINE):
             (address + line).prefetch()
 
     def indices(self) -> Value:
         """Return the vector 0, 1, 2, … of integers as wide as a comparison likes them."""
         return self.address.integer(0, 8 * self.real_size).indices(self.lanes)
 
-    def store(self, address: Value, value: Value, live: Value | None = None) -> None:
+    def store(self, address: Value, value: Value, live: Value | None = None, *, past_caches: bool = False) -> None:
         """Write a vector, or the first ``live`` of its elements."""
-        address.write(self._encode(value), None if live is None else self.mask(live))
+        mask = None if live is None else self.mask(live, value.count or 0)
+        address.write(self._encode(value), mask, past_caches=past_caches)
 
-    def mask(self, live: Value) -> Value:
+    def store_one(self, address: Value, value: Value) -> None:
+        """Write one element."""
+        address.write(self._encode(value))
+
+    def mask(self, live: Value, lanes: int) -> Value:
         """Return which of a vector's elements are among the first ``live``."""
-        return self.indices() < live.narrow(8 * self.real_size).splat(self.lanes)
+        indices = self.address.integer(0, 8 * self.real_size).indices(lanes)
+        return indices < live.narrow(8 * self.real_size).splat(lanes)
 
     def _swap(self, raw: Value) -> Value:
         return raw.call("llvm.bswap") if self.stream.swapped else raw
@@ -417,18 +510,21 @@ class Items:
 
 
 class Struct:
-    """A NumPy record while code is written: numbers are read by name, an array is an Items."""
+    """A NumPy record while code is written: numbers are read and written by name, an array is an Items."""
 
     __slots__ = ("address", "record")
 
     def __init__(self, address: Value, record: types.Record) -> None:
-        self.address = address
-        self.record = record
+        object.__setattr__(self, "address", address)
+        object.__setattr__(self, "record", record)
 
     def __getattr__(self, name: str) -> Any:
         field = self.record.typeof(name)
         place = self.address + self.record.offset(name)
         return Items(place, field.dtype) if isinstance(field, types.NestedArray) else Items(place, field)[0]
+
+    def __setattr__(self, name: str, value: Value) -> None:
+        Items(self.address + self.record.offset(name), self.record.typeof(name))[0] = value
 
 
 State = tuple[Value, ...]
@@ -550,13 +646,15 @@ def traced(function: Callable[..., Any]) -> Any:
 
 
 def _wrap(context: Any, builder: ir.IRBuilder, arguments: tuple[types.Type, ...], values: Any) -> list[Any]:
-    f16c = "+f16c" in context.codegen().magic_tuple()[2]
+    f16c = has_feature("f16c")
     wrapped: list[Any] = []
     for argument, value in zip(arguments, values, strict=True):
         if isinstance(argument, Stream):
             wrapped.append(Memory(builder, argument, value, f16c))
         elif isinstance(argument, types.IntegerLiteral):
             wrapped.append(argument.literal_value)
+        elif isinstance(argument, RecordAddress):
+            wrapped.append(Struct(Value(builder, value), argument.record))
         elif isinstance(argument, types.Record):
             wrapped.append(Struct(Value(builder, builder.ptrtoint(value, _INT64)), argument))
         else:

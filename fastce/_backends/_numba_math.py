@@ -11,11 +11,24 @@ so that r of the design's formula is total + (ties - 1). Where vectors come from
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fastce._backends._numba_lanes import Memory, State, Value, fma, loop, maximum, select, two_sum, when
+from fastce._backends._numba_lanes import (
+    Memory,
+    State,
+    Value,
+    fma,
+    lookup,
+    loop,
+    maximum,
+    select,
+    table_size,
+    two_sum,
+    when,
+)
 
 _EXP = {
     # What adding rounds to an integer, and leaves it with the exponent's bias in the lowest bits; the exponent's
@@ -26,8 +39,8 @@ _EXP = {
         1.5 * 2**23 + 127,
         23,
         (0.693359375, -2.12194440e-4),
-        -88.1,
-        89.0,
+        -88.03,
+        88.3,
         (0.00139261836, 0.00836317905, 0.0416665546, 0.16666577, 0.5),
     ),
     "f8": (
@@ -35,7 +48,7 @@ _EXP = {
         52,
         (6.93147180369123816490e-01, 1.90821492927058770002e-10),
         -709.0,
-        710.0,
+        709.4,
         (
             2.51003854955103191e-8,
             2.76200884454097482e-7,
@@ -64,26 +77,54 @@ _LOG = (
 )
 
 
+_STEPS = {
+    # What there is for float32 where a register holds a table of 2^(j/steps): (exp(r) - 1 - r)/r^2 on
+    # |r| <= log(2)/(2 steps), to 2.6e-8 (8 steps) and 1.6e-9 (16) of exp(r), highest power first.
+    8: (0.16667667031288147, 0.5000648498535156),
+    16: (0.1666690707206726, 0.5000162124633789),
+}
+
+
 def exponential(x: Value, bounded: bool = True) -> Value:
     """Return exp(x) to about 1 ULP; 0 below about −87.7 (float32) or −708.7 (float64); NaN for NaN.
 
-    ``bounded`` says that x is below 88 (709); else the result is infinite where x is above.
+    ``bounded`` says that x is below 88 (709); else the result is above 1e38 where x is above.
     """
     magic, place, (log2_high, log2_low), smallest, largest, polynomial = _EXP[x.real]
+    steps = table_size() if x.real == "f4" else 1
+    if steps > 1:
+        # The bits that say the fraction of an octave come below the exponent's.
+        magic, place = 1.5 * 2**23 + 127 * steps, 24 - steps.bit_length()
+        polynomial = _STEPS[steps]
     x = select(x < smallest, x.like(smallest), x)
     if not bounded:
         x = select(x > largest, x.like(largest), x)
-    rounded = fma(x, 1 / math.log(2), x.like(magic))
+    rounded = fma(x, steps / math.log(2), x.like(magic))
     n = rounded - magic
-    r = fma(n, -log2_low, fma(n, -log2_high, x))
+    r = fma(n, -log2_low / steps, fma(n, -log2_high / steps, x))
     p = x.like(polynomial[0])
     for coefficient in polynomial[1:]:
         p = fma(p, r, coefficient)
-    return (fma(p * r, r, r) + 1.0) * (rounded.bits() << place).from_bits()
+    scale = rounded.bits() << place
+    if steps > 1:
+        scale = scale + lookup(_fractions(steps), rounded.bits())
+    return fma(fma(p * r, r, r), scale.from_bits(), scale.from_bits())
+
+
+@functools.cache
+def _fractions(steps: int) -> tuple[int, ...]:
+    """Return the mantissas of 2^(j/steps), less what j adds that is shifted to the exponent's place with it."""
+    return tuple(round((2.0 ** (j / steps) - 1.0) * 2**23) - (j << (24 - steps.bit_length())) for j in range(steps))
+
+
+_LOG_SINGLE = (0.29590317606925964, 0.39988550543785095, 0.6666668653488159)
+"""The same for float32, R/s in s^2 by interpolation on |s| <= 0.172."""
 
 
 def log1p(x: Value) -> Value:
-    """Return log(1 + x) for float64 x >= 0 to about 1 ULP; NaN for NaN and infinity."""
+    """Return log(1 + x) for x >= 0 to about 1 ULP; in float32 below 2^100. NaN for NaN, in float64 for infinity too."""
+    if x.real == "f4":
+        return _log1p_single(x)
     u, dropped = two_sum(x, x.like(1.0))
     bits = u.bits() + (0x3FF0000000000000 - 0x3FE6A09E667F3BCD)
     # The exponent as a float64, by way of the bits of 1.5*2^52 plus it.
@@ -97,6 +138,21 @@ def log1p(x: Value) -> Value:
         series = fma(series, z, coefficient)
     low = fma(exponent, _LOG2_LOW, dropped / u)
     return fma(exponent, _LOG2_HIGH, f - (half - fma(s, half + z * series, low)))
+
+
+def _log1p_single(x: Value) -> Value:
+    exponent = ((x + 1.0) * math.sqrt(2.0)).bits() >> 23
+    power = ((exponent * -1 + 2 * 127) << 23).from_bits()  # 2^-e, which brings 1 + x near 1
+    f = fma(x, power, power - 1.0)
+    e = (exponent | 0x4B000000).from_bits() - (2.0**23 + 127)
+    half = f * f * 0.5
+    s = f / (f + 2.0)
+    z = s * s
+    series = z.like(_LOG_SINGLE[0])
+    for coefficient in _LOG_SINGLE[1:]:
+        series = fma(series, z, coefficient)
+    low = fma(s, fma(series, z, half), e * 1.428606765330187e-06)
+    return fma(e, 0.693145751953125, f - (half - low))
 
 
 class Vectors(NamedTuple):
@@ -113,8 +169,17 @@ class Vectors(NamedTuple):
         return self.address + index * self.step
 
     def load(self, first: Value, count: int, live: Value | None, fill: float) -> list[Value]:
-        """Return some, or the ``live`` first elements of one with the others filled in."""
-        return [self.memory.load(self.at(first + index), live, fill) for index in range(count)]
+        """Return some, or their ``live`` first elements with the others filled in."""
+        return [self.memory.load(self.at(first + i), self._live(live, i), fill) for i in range(count)]
+
+    def store(self, first: Value, values: list[Value], live: Value | None, *, past_caches: bool = False) -> None:
+        """Write some, or their ``live`` first elements."""
+        for i, value in enumerate(values):
+            past = past_caches and live is None
+            self.memory.store(self.at(first + i), value, self._live(live, i), past_caches=past)
+
+    def _live(self, live: Value | None, index: int) -> Value | None:
+        return None if live is None else live - index * self.memory.lanes
 
     def prefetch(self, first: Value, count: int, beyond: Value | int | None = None) -> None:
         """Ask for the same vectors of what follows these classes: the next block, or the next row."""
@@ -122,12 +187,22 @@ class Vectors(NamedTuple):
             self.memory.prefetch(self.at(first + index) + (self.beyond if beyond is None else beyond))
 
 
-def each(count: Value, live: Value | None, state: State, body: Callable[..., State]) -> State:
-    """Do ``body(first, how_many, live, *state)`` for four vectors at a time, then one, then the partly live one."""
-    fours = count & ~3
+def each(n: Value, lanes: int | None, state: State, body: Callable[..., State]) -> State:
+    """Do ``body(first, how_many, live, *state)`` for four vectors at a time, and for what is left.
+
+    A row has n elements; what is left of them is done as two or four vectors of which only the first ``live`` elements
+    are there. Across positions (``lanes`` is None) n vectors follow each other.
+    """
+    if lanes is None:
+        fours = n & ~3
+        state = loop(0, fours, 4, state, lambda first, *state: body(first, 4, None, *state))
+        return loop(fours, n, 1, state, lambda first, *state: body(first, 1, None, *state))
+    rest = n % (4 * lanes)
+    fours = (n - rest) // lanes
+    few = rest < 2 * lanes + 1
     state = loop(0, fours, 4, state, lambda first, *state: body(first, 4, None, *state))
-    state = loop(fours, count, 1, state, lambda first, *state: body(first, 1, None, *state))
-    return state if live is None else when(live > 0, state, lambda *state: body(count, 1, live, *state))
+    state = when(~few, state, lambda *state: body(fours, 4, rest, *state))
+    return when(few & (rest > 0), state, lambda *state: body(fours, 2, rest, *state))
 
 
 def pairwise(combine: Callable[[Value, Value], Value], values: list[Value]) -> Value:
@@ -176,15 +251,15 @@ def nothing(x: Memory, q: Memory | None, across: bool) -> State:
     return top, top.bits().like(0), *(no_sum(x, across) * (1 if q is None else 3))
 
 
-def sweep(state: State, x: Vectors, q: Vectors | None, count: Value, live: Value | None, later: Value) -> State:
-    """Add vectors of classes to a state, which holds nothing unless ``later``; ``live`` is None across positions."""
+def sweep(state: State, x: Vectors, q: Vectors | None, n: Value, lanes: int | None, later: Value) -> State:
+    """Add classes to a state, which holds nothing unless ``later``; ``lanes`` is None across positions."""
     before, *_ = state
-    row = live is not None
+    row = lanes is not None
 
     def highest(first: Value, some: int, live: Value | None, higher: Value) -> State:
         return (maximum(pairwise(maximum, x.load(first, some, live, -math.inf)), higher),)
 
-    (top,) = each(count, live, (before,), highest)
+    (top,) = each(n, lanes, (before,), highest)
     if row:
         top = top.reduce(maximum).splat(x.memory.lanes)
     _, ties, *sums = when(later, state, lambda *state: relative_to(top, x.memory, *state))
@@ -202,7 +277,7 @@ def sweep(state: State, x: Vectors, q: Vectors | None, count: Value, live: Value
             x.prefetch(first, some)
         return ties, *accumulate(total, in_float64(terms, row))
 
-    ties, *added = each(count, live, (ties, *total), exponentials)
+    ties, *added = each(n, lanes, (ties, *total), exponentials)
     if q is None:
         return top, ties, *added
 
@@ -213,7 +288,7 @@ def sweep(state: State, x: Vectors, q: Vectors | None, count: Value, live: Value
         pulls = [select(t > 0.0, t * (shift - logit), 0.0) for t, logit in zip(masses, logits, strict=True)]
         return *accumulate(mass, in_float64(masses, row)), *accumulate(pull, in_float64(pulls, row))
 
-    return top, ties, *added, *each(count, live, (*target[0], *target[1]), targets)
+    return top, ties, *added, *each(n, lanes, (*target[0], *target[1]), targets)
 
 
 def in_float64(terms: list[Value], row: bool) -> Value:
@@ -264,7 +339,7 @@ class Row(NamedTuple):
     at_top_z: Value
 
     def write(
-        self, x: Vectors, q: Vectors | None, out: Vectors, count: Value, live: Value | None, logarithm: Value | None
+        self, x: Vectors, q: Vectors | None, out: Vectors, n: Value, lanes: int | None, logarithm: Value | None
     ) -> None:
         """Write the gradient without the label, probabilities, or their logarithms."""
 
@@ -277,23 +352,21 @@ class Row(NamedTuple):
             if q is not None:
                 targets = q.load(first, count, part, 0.0)
                 values = [self._gradient(*three) for three in zip(logits, targets, values, strict=True)]
-            for index, value in enumerate(values):
-                # Across positions an ignored row is among the lanes.
-                kept = value if live is not None else select(self.sample > 0.0, value, 0.0)
-                out.memory.store(out.at(first + index), kept, part)
+            if lanes is None:  # an ignored row may be among them
+                values = [select(self.sample > 0.0, value, 0.0) for value in values]
+            out.store(first, values, part)
             return ()
 
-        each(count, live, (), some)
+        each(n, lanes, (), some)
 
-    def scale(self, exponentials: Vectors, out: Vectors, count: Value, live: Value) -> None:
-        """Write the gradient without the label of a row whose exponentials are known."""
+    def scale(self, exponentials: Vectors, out: Vectors, n: Value) -> State:
+        """Write the gradient of a row whose exponentials are known."""
 
         def some(first: Value, count: int, part: Value | None) -> State:
-            for index, e in enumerate(exponentials.load(first, count, part, 0.0)):
-                out.memory.store(out.at(first + index), e * self.factor, part)
+            out.store(first, [e * self.factor for e in exponentials.load(first, count, part, 0.0)], part)
             return ()
 
-        each(count, live, (), some)
+        return each(n, out.memory.lanes, (), some)
 
     def _gradient(self, logit: Value, t: Value, value: Value) -> Value:
         # Where all of q is on the maximum, its gradient keeps relative accuracy.

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastce._backends._numba_lanes import (
+    LINE,
     Items,
     Memory,
     State,
@@ -49,6 +50,10 @@ from fastce._backends._numba_math import (
 TILE = 256
 """Positions of a tile, at most."""
 
+PITCH = TILE + 16
+"""Positions from one class to the next, where classes are gathered: no power of two, lest a load seem to depend on a
+store some pages away."""
+
 BLOCK = 2048
 """Classes of a row done at once, at most."""
 
@@ -56,7 +61,22 @@ FEW = 32
 """Classes done at once across positions, at most: TILE of each are gathered."""
 
 KEPT = 32768
-"""Exponentials kept from the sums of a tile's rows to their gradient, at most, but for the last vector of each row."""
+"""Exponentials kept from the sums of a tile's rows to their gradient, but for the last vector of each row, and where
+one row has more."""
+
+MOST_ROWS = 64
+"""Rows of a tile that are done row by row, at most."""
+
+KEPT_BYTES = 1 << 20
+"""Exponentials of one row kept, at most: some share of the second cache."""
+
+STREAMED = 1 << 22
+"""Bytes of output beyond which it goes past the caches."""
+
+KEPT_ROOM = KEPT_BYTES + MOST_ROWS * 32 * 8
+
+GATHERED = 512
+"""Classes up to which the rows of a tile are gathered to one run of memory before they leave past the caches."""
 
 AHEAD = 4096
 """Bytes ahead of its use that memory is asked for: a page, so that its translation comes along."""
@@ -67,8 +87,12 @@ ROW, LOGITS, LABELS, DENSE, SAMPLE_WEIGHT, GRAD_OUTPUT, OUT, OPERANDS = range(8)
 MAX_AXES = 64
 """NumPy's own limit."""
 
+AXIS = 1 + OPERANDS
+"""Numbers that describe an axis of the positions: its size, and the strides along it."""
+
 CALL = np.dtype(
     [
+        ("bytes", "i8"),  # of this record, without the axes that are not there
         ("n_rows", "i8"),
         ("n_classes", "i8"),
         ("n_blocks", "i8"),
@@ -79,8 +103,6 @@ CALL = np.dtype(
         ("start", "i8", OPERANDS),  # addresses, 0 for what is absent
         ("class_stride", "i8", OPERANDS),
         ("inner", "i8", OPERANDS),  # strides of the last axis
-        ("size", "i8", MAX_AXES),
-        ("stride", "i8", MAX_AXES * OPERANDS),
         ("label_bits", "i8"),
         ("label_unused", "i8"),  # bits of an int64 that a sign must fill
         ("label_swapped", "i8"),  # bytes
@@ -94,12 +116,25 @@ CALL = np.dtype(
         ("values", "i8"),
         ("blocks", "i8"),
         ("lse", "i8"),
+        ("streamed", "i8"),  # whether rows of the output go past the caches
         ("target_scale", "f8"),
         ("z_loss", "f8"),
         ("grad_scale", "f8"),
+        ("bad", "i8"),  # the first bad row, or the number of rows
+        ("loss", "f8"),
+        ("weight", "f8"),
+        ("axis", "i8", MAX_AXES * AXIS),
     ]
 )
-"""What a kernel is told beside the types of its arguments."""
+"""What a kernel is told beside the types of its arguments; and what came of it: bad, loss and weight."""
+
+BLOCK_BYTES = 40
+"""What a block of rows leaves: high and low parts of its loss and of its weight, and its first bad row."""
+
+MAX_BLOCKS = 1024
+
+SHARED_BYTES = -(-(CALL.itemsize + MAX_BLOCKS * BLOCK_BYTES) // 64) * 64
+"""What all tasks of a call share: its record, and what the blocks leave."""
 
 GROUP = 16
 """Rows done at once in float64."""
@@ -109,45 +144,61 @@ SUMS = 4 * GROUP
 SCRATCH = np.dtype(
     [
         ("at", "i8", OPERANDS),  # where the tile starts
-        ("label", "i8", TILE),
+        ("label", "i8", PITCH),
         # Of each row of the tile: what goes in,
-        ("flag", "f8", TILE),  # 1 where bad
-        ("sample", "f8", TILE),  # s; 0 marks an ignored row
-        ("scale", "f8", TILE),  # of the gradient
-        ("weight", "f8", TILE),  # in the mean's denominator
-        ("label_mass", "f8", TILE),  # q at the label / s, but for the class vector
-        ("label_vector", "f8", TILE),  # which has this there
-        ("label_logit", "f8", TILE),
+        ("flag", "f8", PITCH),  # 1 where bad
+        ("sample", "f8", PITCH),  # s; 0 marks an ignored row
+        ("scale", "f8", PITCH),  # of the gradient
+        ("weight", "f8", PITCH),  # in the mean's denominator
+        ("label_mass", "f8", PITCH),  # q at the label / s, but for the class vector
+        ("label_vector", "f8", PITCH),  # which has this there
+        ("label_logit", "f8", PITCH),
         # what a sweep leaves,
-        ("top", "f8", TILE),
-        ("rest", "f8", TILE),  # r
-        ("mass", "f8", TILE),
-        ("pull", "f8", TILE),
+        ("top", "f8", PITCH),
+        ("rest", "f8", PITCH),  # r
+        ("mass", "f8", PITCH),
+        ("pull", "f8", PITCH),
         # and what `finish` makes of it.
-        ("value", "f8", TILE),
-        ("target", "f8", TILE),  # Q / s
-        ("log", "f8", TILE),  # log1p(r)
-        ("factor", "f8", TILE),  # what exp(x - top) is multiplied by in the output
-        ("target_factor", "f8", TILE),  # what q is multiplied by in the gradient
-        ("at_label", "f8", TILE),  # the gradient at the label
-        ("at_top", "f8", TILE),  # the gradient at the maximum is at_top*((Q - q) - q*r) + at_top_z
-        ("at_top_z", "f8", TILE),
-        ("kept_rows", "i8", TILE),  # 1 where `exponentials` has a row's
+        ("value", "f8", PITCH),
+        ("target", "f8", PITCH),  # Q / s
+        ("log", "f8", PITCH),  # log1p(r)
+        ("factor", "f8", PITCH),  # what exp(x - top) is multiplied by in the output
+        ("target_factor", "f8", PITCH),  # what q is multiplied by in the gradient
+        ("at_label", "f8", PITCH),  # the gradient at the label
+        ("at_top", "f8", PITCH),  # the gradient at the maximum is at_top*((Q - q) - q*r) + at_top_z
+        ("at_top_z", "f8", PITCH),
+        ("sound", "i8", PITCH),  # 1 where the label's logit served in place of the maximum
+        ("kept_rows", "i8", PITCH),  # 1 where `exponentials` has a row's
+        ("any_bad", "i8"),
+        ("any_unsound", "i8"),
         ("sums", "f8", SUMS),  # of the block's values and weights: per lane, high and low parts
-        ("kept", "f8", 8 * TILE),  # sweeps between two blocks of classes
-        ("logits", "f8", FEW * TILE),  # gathered elements as they are in memory, and q as it is computed with
-        ("q", "f8", FEW * TILE),
-        ("dense", "f8", FEW * TILE),
-        ("out", "f8", FEW * TILE),
-        ("exponentials", "f8", KEPT + 64 * 32),
+        ("kept", "f8", 8 * PITCH),  # sweeps between two blocks of classes
+        ("logits", "f8", FEW * PITCH),  # gathered elements as they are in memory, and q as it is computed with
+        ("q", "f8", FEW * PITCH),
+        ("dense", "f8", FEW * PITCH),
+        ("out", "f8", FEW * PITCH),
+        # Rows that leave past the caches, a line at a time, while the next tile is computed:
+        ("leaving", "i8", 3),  # from where, to where, and how many elements
+        ("leaving_factor", "f8"),
+        ("waiting", "i8"),  # rows that follow, one with each row of the next tile
+        ("waiting_to", "i8", MOST_ROWS),
+        ("waiting_factor", "f8", MOST_ROWS),
+        ("way", "i8"),
+        ("turn", "i8"),  # whose turn it is of two rooms for exponentials; the other one is leaving
+        ("exponentials", "u1", 2 * KEPT_ROOM),
     ]
 )
 """A thread's working memory."""
 
+SCRATCH_BYTES = -(-SCRATCH.itemsize // 64) * 64
+
 
 def copy(memory: Memory, to: Value, to_stride: Value, source: Value, stride: Value, n: Value) -> None:
     """Copy n elements as they are, from and to neighbours or places ``stride`` bytes apart."""
-    size, lanes = memory.itemsize, memory.lanes
+    copy_elements(memory.itemsize, memory.lanes, to, to_stride, source, stride, n)
+
+
+def copy_elements(size: int, lanes: int, to: Value, to_stride: Value, source: Value, stride: Value, n: Value) -> None:
     beside = to_stride.equals(size) & stride.equals(size)
     whole = select(beside, n - n % lanes, 0)
 
@@ -175,7 +226,7 @@ def side_by_side(memory: Memory, source: Value, stride: Value, n: Value, buffer:
 
 
 class Grid(NamedTuple):
-    """Positions by classes: elements ``inner`` and ``stride`` bytes apart in memory, gathered TILE positions apart."""
+    """Positions by classes: elements ``inner`` and ``stride`` bytes apart in memory, gathered PITCH positions apart."""
 
     start: Value
     inner: Value
@@ -196,38 +247,41 @@ class Grid(NamedTuple):
         size = self.start.like(memory.itemsize)
 
         def by_class(j: Value) -> State:
-            outside, inside = (self.start + j * self.stride, self.inner), (self.buffer + j * size * TILE, size)
+            outside, inside = (self.start + j * self.stride, self.inner), (self.buffer + j * size * PITCH, size)
             copy(memory, *(inside + outside if inward else outside + inside), self.positions)
             return ()
 
-        def transposed(width: int) -> Callable[[], State]:
-            return lambda: self._transpose(memory.itemsize, width, inward)
-
         rows = self.stride.equals(size) & ~self.inner.equals(size)
-        below = 0
-        for width in (2, 4, 8, 16):
-            fits = (self.classes > below) & (self.classes < (width if width < 16 else FEW) + 1)
-            when(rows & fits, (), transposed(width))
-            below = width
+        rows = rows & (self.positions > GROUP - 1) & (self.classes > 1)
+        pairs = rows & (self.classes < 4)
+        packed = pairs & self.classes.equals(2) & self.inner.equals(size * 2)
+        when(packed, (), lambda: self._transpose(memory.itemsize, 2, inward, packed=True))
+        when(pairs & ~packed, (), lambda: self._transpose(memory.itemsize, 2, inward))
+        when(rows & ~pairs, (), lambda: self._transpose(memory.itemsize, 4, inward))
         when(~rows, (), lambda: loop(0, self.classes, 1, (), by_class))
 
-    def _transpose(self, size: int, width: int, inward: bool) -> State:
-        """Copy where the classes are neighbours: GROUP positions by ``width`` classes at a time, in registers."""
+    def _transpose(self, size: int, width: int, inward: bool, *, packed: bool = False) -> State:
+        """Copy where the classes are neighbours: GROUP positions by ``width`` classes at a time, in registers.
+
+        The last positions and classes overlap those before. Where the rows are packed they are loaded together.
+        """
         steps, together = width.bit_length() - 1, GROUP // width
-        indices = self.start.integer(0, 32).indices(width)
 
         def block(i: Value, j: Value) -> State:
-            live = indices < (self.classes - j).narrow(32).splat(width)
+            i, j = smaller(i, self.positions - GROUP), smaller(j, self.classes - width)
+            first = self.start + i * self.inner + j * size
 
             def row(index: int) -> Value:
-                # Past the last position it is read again.
-                return self.start + smaller(i + index, self.positions - 1) * self.inner + j * size
+                return first + self.inner * index
 
             def place(index: int) -> Value:
-                return self.buffer + ((j + index) * TILE + i) * size
+                return self.buffer + ((j + index) * PITCH + i) * size
 
             if inward:
-                vectors = [row(index).read(8 * size, width, live) for index in range(GROUP)]
+                if packed:
+                    vectors = [(first + index * GROUP * size).read(8 * size, GROUP) for index in range(width)]
+                else:
+                    vectors = [row(index).read(8 * size, width) for index in range(GROUP)]
                 while len(vectors) > width:
                     vectors = [a.join(b) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
                 for _ in range(steps):
@@ -240,9 +294,12 @@ class Grid(NamedTuple):
             for _ in range(steps):
                 pairs = [a.interleave(b) for a, b in zip(vectors[: width // 2], vectors[width // 2 :], strict=True)]
                 vectors = [value for pair in pairs for value in pair]
+            if packed:
+                for index, value in enumerate(vectors):
+                    (first + index * GROUP * size).write(value)
+                return ()
             for index in range(GROUP):
-                inside = live & (i + index < self.positions).splat(width)
-                row(index).write(vectors[index // together].part(index % together * width, width), inside)
+                row(index).write(vectors[index // together].part(index % together * width, width))
             return ()
 
         def positions(i: Value) -> State:
@@ -272,11 +329,10 @@ def row_target(call: Struct, tile: Struct, i: Value, k: Value, n: Value, dense: 
     def make(_: Value) -> State:
         def some(first: Value, count: int, live: Value | None) -> State:
             loaded = (part.load(first, count, live, 0.0) for part in (t, w, v))
-            for index, (t_k, w_k, v_k) in enumerate(zip(*loaded, strict=True)):
-                q.store(made.at(first + index), fma(t_k, w_k, v_k))
+            made.store(first, [fma(*three) for three in zip(*loaded, strict=True)], live)
             return ()
 
-        each(n // q.lanes, n % q.lanes, (), some)
+        each(n, q.lanes, (), some)
         return (made.address,)
 
     (address,) = when(call.dense_weight > 0, (t.address,), make)
@@ -306,7 +362,7 @@ def gather_classes(
             w = q.load_one(call.dense_weight + place).splat(q.lanes)
 
         def positions(i: Value) -> State:
-            index = j * TILE + i
+            index = j * PITCH + i
             t = v if dense is None else fma(dense.load(tile.dense.at(0) + index * dense.itemsize), w, v)
             q.store(tile.q.at(0) + index * q.itemsize, t)
             return ()
@@ -318,7 +374,7 @@ def gather_classes(
 
 def gathered(memory: Memory, buffer: Value, i: Value) -> Vectors:
     """Return the classes of positions i, i + 1, … of what was gathered."""
-    return Vectors(memory, buffer + i * memory.itemsize, i.like(TILE * memory.itemsize))
+    return Vectors(memory, buffer + i * memory.itemsize, i.like(PITCH * memory.itemsize))
 
 
 @traced
@@ -341,7 +397,7 @@ def row_sums(
         maximum_sums(call, tile, i, x, dense, q)
         return ()
 
-    when(~shifted_sum(call, tile, i, x, keep=out is not None), (), again)
+    when(~shifted_sum(call, tile, i, x, out), (), again)
 
 
 def maximum_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory | None, q: Memory | None) -> None:
@@ -351,7 +407,7 @@ def maximum_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory 
         n = smaller(call.n_classes - k, BLOCK)
         logits = row_logits(call, tile, i, k, n, x)
         targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
-        return sweep(state, logits, targets, n // x.lanes, n % x.lanes, k > 0)
+        return sweep(state, logits, targets, n, x.lanes, k > 0)
 
     top, ties, *sums = loop(0, call.n_classes, BLOCK, nothing(x, q, across=False), block)
     total, *target = split(tuple(sums), x)
@@ -364,14 +420,151 @@ def maximum_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory 
 SHIFTED_LIMIT = {"f4": 1e18, "f8": 1e150}
 
 
-def kept_row(call: Struct, tile: Struct, i: Value, x: Memory) -> Vectors:
-    """Return where the exponentials of row i are kept."""
+def kept_row(call: Struct, tile: Struct, i: Value, x: Memory, turn: Value | None = None) -> Vectors:
+    """Return where the exponentials of row i are kept, one row after the other."""
     reals = x.computed()
-    place = i * ((call.n_classes + (x.lanes - 1)) // x.lanes) * reals.step
-    return Vectors(reals, tile.exponentials.at(0) + place, reals.step)
+    room = tile.exponentials.at(0) + (tile.turn if turn is None else turn) * KEPT_ROOM
+    return Vectors(reals, room + i * call.n_classes * x.real_size, reals.step)
 
 
-def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, *, keep: bool) -> Value:
+class Leaving(NamedTuple):
+    """Exponentials that leave past the caches, times a factor: from a line's begin on, as many as ``left``."""
+
+    source: Value
+    to: Value
+    left: Value
+
+    @staticmethod
+    def of(tile: Struct) -> Leaving:
+        return Leaving(*(tile.leaving[index] for index in range(3)))
+
+    def put(self, tile: Struct) -> None:
+        for index, value in enumerate(self):
+            tile.leaving[index] = value
+
+    def send(self, count: int, factor: Value, x: Memory, out: Memory) -> Leaving:
+        """Send some vectors, where so much is left."""
+
+        def vectors(source: Value, to: Value, left: Value) -> State:
+            for index in range(count):
+                e = x.computed().load(source + index * x.lanes * x.real_size)
+                out.store(to + index * x.lanes * out.itemsize, e * factor, past_caches=True)
+            n = count * x.lanes
+            return source + n * x.real_size, to + n * out.itemsize, left - n
+
+        return Leaving(*when(self.left > count * x.lanes - 1, self, vectors))
+
+
+def put_line(x: Memory, out: Memory, source: Value, to: Value, factor: Value, live: Value | None = None) -> None:
+    """Write a whole line past the caches, or its ``live`` first elements through them."""
+    count = LINE // out.itemsize
+    e = x.computed().beside(to).load(source, live, lanes=count)
+    out.beside(to).store(to, e * factor.to(x.real).splat(count), live, past_caches=live is None)
+
+
+def begin_leaving(tile: Struct, x: Memory, out: Memory, source: Value, to: Value, n: Value, factor: Value) -> None:
+    """Let elements leave: those before the first whole line at once, the others when they are sent."""
+    size = out.itemsize
+
+    def begin(source: Value, to: Value, n: Value, factor: Value, leaving: Value, its_factor: Value) -> None:
+        # The last line, if not whole, goes through the caches: the stores behind it would wait for it.
+        (to + n * size).prefetch(to_write=True)
+        head = smaller((to.like(0) - to) % LINE // size, n)
+        when(head > 0, (), lambda: put_line(x, out, source, to, factor, head) or ())
+        for index, value in enumerate((source + head * x.real_size, to + head * size, n - head)):
+            (leaving + 8 * index).write(value)
+        its_factor.write(factor)
+
+    place = tile.leaving.at(0)
+    outlined(f"fastce_begin_{x.code}_{out.code}", (source, to, n, factor, place, place + 24), begin)
+
+
+def finish_leaving(tile: Struct, x: Memory, out: Memory) -> None:
+    """Send all that is leaving."""
+
+    def finish(leaving: Value) -> None:
+        source, to, left = ((leaving + 8 * index).read(64) for index in range(3))
+        factor = (leaving + 24).read(64).from_bits()
+        count = LINE // out.itemsize
+
+        def line(i: Value, source: Value, to: Value) -> State:
+            put_line(x, out, source, to, factor)
+            return source + count * x.real_size, to + LINE
+
+        rest = left % count
+        source, to = loop(0, left - rest, count, (source, to), line)
+        when(rest > 0, (), lambda: put_line(x, out, source, to, factor, rest) or ())
+        (leaving + 16).write(left.like(0))
+
+    outlined(f"fastce_finish_{x.code}_{out.code}", (tile.leaving.at(0),), finish)
+
+
+def begin_row(call: Struct, tile: Struct, i: Value, x: Memory, out: Memory) -> None:
+    """Let row i of the tile before leave, if it waits."""
+
+    def begin() -> State:
+        source = kept_row(call, tile, i, x, 1 - tile.turn).address
+        begin_leaving(tile, x, out, source, tile.waiting_to[i], call.n_classes, tile.waiting_factor[i])
+        tile.waiting_to[i] = i.like(0)
+        return ()
+
+    waits = i < tile.waiting
+    when(waits & tile.waiting_to[select(waits, i, 0)].differs(0), (), begin)
+
+
+@traced
+def see_off(call: Struct, tile: Struct, x: Memory, out: Memory) -> None:
+    """Send what the tile before has left."""
+
+    def row(i: Value) -> State:
+        begin_row(call, tile, i, x, out)
+        finish_leaving(tile, x, out)
+        return ()
+
+    finish_leaving(tile, x, out)
+    loop(0, tile.waiting, 1, (), row)
+    tile.waiting = call.n_rows.like(0)
+
+
+DIRECT, ROW_BY_ROW, TOGETHER = range(3)
+"""How rows whose exponentials are kept leave: at once and through the caches, or past them while the next tile is
+computed, each row for itself or all rows of a tile as one run of memory."""
+
+
+@traced
+def start_leaving(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory) -> None:
+    """Choose how the rows of the tile leave."""
+    size = n.like(out.itemsize)
+
+    def choose(_: Value) -> State:
+        def kept(i: Value, all_kept: Value) -> State:
+            tile.waiting_to[i] = i.like(0)
+            return (select(tile.sample[i] > 0.0, smaller(all_kept, tile.kept_rows[i]), 0),)
+
+        (all_kept,) = loop(0, n, 1, (n.like(1),), kept)
+        packed = call.inner[OUT].equals(size * call.n_classes) & (call.n_classes < GATHERED + 1)
+        return (select(packed & (all_kept > 0), n.like(TOGETHER), ROW_BY_ROW),)
+
+    in_lines = (call.streamed > 0) & call.class_stride[OUT].equals(size)
+    aligned = (tile.at[OUT] % size).equals(0) & (call.inner[OUT] % size).equals(0)
+    (tile.way,) = when(in_lines & aligned, (n.like(DIRECT),), choose)
+
+
+@traced
+def end_leaving(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory) -> None:
+    """Let the rows of the tile leave that were not written at once."""
+
+    def together() -> State:
+        source = kept_row(call, tile, n.like(0), x).address
+        begin_leaving(tile, x, out, source, tile.at[OUT], n * call.n_classes, call.grad_scale.like(1.0))
+        return ()
+
+    when(tile.way.equals(TOGETHER), (), together)
+    tile.waiting = select(tile.way.equals(ROW_BY_ROW), n, 0)
+    tile.turn = select(tile.way.equals(DIRECT), tile.turn, 1 - tile.turn)
+
+
+def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, out: Memory | None) -> Value:
     """Leave the sums of row i relative to the logit of its label; return whether they are of use.
 
     No maximum is needed, and no class but the label left out: r is the sum of exp(x_k - x_y) over the others. Where
@@ -379,27 +572,33 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, *, keep: bool) 
     """
     logit: Value = tile.label_logit[i]
     shift = logit.to(x.real).splat(x.lanes)
-    kept, fits = kept_row(call, tile, i, x), call.n_classes < KEPT + 1
+    kept, fits = kept_row(call, tile, i, x), call.n_classes < KEPT_BYTES // x.real_size + 1
+    leaving: State = ()
+    if out is not None:
+        begin_row(call, tile, i, x, out)
+        leaving = Leaving.of(tile)
+        factor = tile.leaving_factor.to(x.real).splat(x.lanes)
 
-    def block(k: Value, *total: Value) -> State:
+    def block(k: Value, *state: Value) -> State:
         n = smaller(call.n_classes - k, BLOCK)
         vectors = row_logits(call, tile, i, k, n, x)
         label = tile.label[i] - k
 
-        def some(first: Value, some: int, live: Value | None, *total: Value) -> State:
+        def some(first: Value, some: int, live: Value | None, *state: Value) -> State:
+            leaving, total = state[: len(state) - width], state[len(state) - width :]
             terms = [
                 exponential(logits - shift, bounded=False) for logits in vectors.load(first, some, live, -math.inf)
             ]
             vectors.prefetch(first, some, AHEAD)
             at = label - first * x.lanes
-            if keep:
+            if out is not None:
 
                 def store() -> State:
-                    for index, term in enumerate(terms):
-                        kept.memory.store(kept.at(k // x.lanes + first + index), term)
+                    kept.store(k // x.lanes + first, terms, None)
                     return ()
 
                 when(fits, (), store)
+                leaving = Leaving(*leaving).send(some, factor, x, out)
 
             def without(*_: Value) -> State:
                 kept = [
@@ -411,32 +610,114 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, *, keep: bool) 
                 return (in_float64(kept, row=True),)
 
             (term,) = when(at.within(some * x.lanes), (in_float64(terms, row=True),), without)
-            return accumulate(total, term)
+            return *leaving, *accumulate(total, term)
 
-        return each(n // x.lanes, n % x.lanes, total, some)
+        return each(n, x.lanes, state, some)
 
-    rest = sum_of_lanes(loop(0, call.n_classes, BLOCK, no_sum(x, across=False), block))
+    nothing = no_sum(x, across=False)
+    width = len(nothing)
+    end = loop(0, call.n_classes, BLOCK, (*leaving, *nothing), block)
+    rest = sum_of_lanes(end[len(end) - width :])
     tile.top[i] = logit
     tile.rest[i] = rest
     useful = (rest < SHIFTED_LIMIT[x.real]) & (logit > -math.inf) & (logit < math.inf)
-    if keep:
+    if out is not None:
+        Leaving(*end[:3]).put(tile)
+        when(tile.waiting > 0, (), lambda: finish_leaving(tile, x, out) or ())
         tile.kept_rows[i] = (useful & fits).extend(64)
+    tile.sound[i] = useful.extend(64)
     return useful
 
 
 @traced
-def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | None, q: Memory | None) -> None:
-    """Leave the sums of the n positions of the tile for `finish`."""
+def few_sums(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory | None) -> None:
+    """Leave the sums of the n positions of the tile relative to the logits of their labels, as `shifted_sum` does.
+
+    The last class takes the label's place, and for a gradient exponentials that of the logits.
+    """
+    grid(call, tile, LOGITS, n, n.like(0), call.n_classes, tile.logits).gather(x)
+    inner, last = call.inner[LOGITS], call.n_classes - 1
+
+    def positions(i: Value) -> State:
+        loop(0, inner * x.lanes, LINE, (), lambda line: ask_ahead(call, tile, n + i, line))
+        logits, kept = gathered(x, tile.logits.at(0), i), gathered(x.computed(), tile.q.at(0), i)
+        labels = few_labels(tile, i, x)
+        (last_logit,) = logits.load(last, 1, None, 0.0)
+        leaving, factor = ((), None) if out is None else (Leaving.of(tile), x.constant(1.0))
+
+        def take(k: Value, label_logit: Value, *leaving: Value) -> State:
+            (logit,) = logits.load(k, 1, None, 0.0)
+            taken = labels.equals(few_class(k, x))
+            kept.store(k, [select(taken, last_logit, logit)], None)
+            if out is not None:
+                leaving = Leaving(*leaving).send(1, factor, x, out)
+            return select(taken, logit, label_logit), *leaving
+
+        shift, *leaving = loop(0, last, 1, (last_logit, *leaving), take)
+
+        def some(first: Value, count: int, _: None, *state: Value) -> State:
+            leaving, total = state[: len(state) - width], state[len(state) - width :]
+            terms = [exponential(logit - shift, bounded=False) for logit in kept.load(first, count, None, 0.0)]
+            if out is not None:
+                kept.store(first, terms, None)
+                leaving = Leaving(*leaving).send(count, factor, x, out)
+            return *leaving, *accumulate(total, in_float64(terms, row=False))
+
+        total = no_sum(x, across=True)
+        width = len(total)
+        end = each(last, None, (*leaving, *total), some)
+        rest = pairwise(add, list(end[len(end) - width :]))
+        if out is not None:
+            Leaving(*end[:3]).put(tile)
+        sound = (rest < SHIFTED_LIMIT[x.real]) & (shift - shift).equals(0.0)
+        for field in (tile.top, tile.label_logit):
+            field.at(i).write(shift.to("f8"))
+        tile.rest.at(i).write(rest)
+        tile.sound.at(i).write(sound.extend(64))
+        return ()
+
+    loop(0, n, x.lanes, (), positions)
+
+
+def few_labels(tile: Struct, i: Value, x: Memory) -> Value:
+    """Return the labels of positions i, i + 1, ..., as wide as the logits."""
+    labels: Value = tile.label.at(i).read(64, x.lanes)
+    return labels.narrow(8 * x.real_size)
+
+
+def few_class(k: Value, x: Memory) -> Value:
+    return k.narrow(8 * x.real_size).splat(x.lanes)
+
+
+@traced
+def find_unsound(tile: Struct, n: Value) -> Value:
+    """Tell whether some row of the tile must go through its maximum."""
+
+    def any_of(i: Value, flags: Value) -> State:
+        live = tile.sample.at(i).read(64, GROUP).from_bits() > 0.0
+        return (flags | select(live, tile.sound.at(i).read(64, GROUP), 1).equals(0).extend(64),)
+
+    (flags,) = loop(0, n, GROUP, (n.like(0).splat(GROUP),), any_of)
+    tile.any_unsound = found = flags.reduce(lambda a, b: a | b)
+    return found
+
+
+def ask_ahead(call: Struct, tile: Struct, i: Value, line: Value) -> State:
+    """Ask for rows of the next tile, while there is something to compute."""
+    (tile.at[LOGITS] + i * call.inner[LOGITS] + line).prefetch()
+    return ()
+
+
+@traced
+def tile_sums(
+    call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | None, q: Memory | None, shifted: Value | None
+) -> None:
+    """Leave the sums of the n positions of the tile for `finish`; if ``shifted``, of those that are not sound."""
     inner = call.inner[LOGITS]
 
     def block(k: Value) -> State:
         count = smaller(call.n_classes - k, FEW)
         gather_classes(call, tile, n, k, count, x, dense, q)
-
-        def following(i: Value, line: Value) -> State:
-            """Ask for the same rows of the next tile, while there is something to compute."""
-            (tile.at[LOGITS] + (n + i) * inner + line).prefetch()
-            return ()
 
         def positions(i: Value) -> State:
             def kept(part: int) -> Value:
@@ -453,15 +734,18 @@ def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | N
 
             logits = gathered(x, tile.logits.at(0), i)
             targets = None if q is None else gathered(q, tile.q.at(0), i)
-            loop(0, inner * x.lanes, 64, (), lambda line: following(i, line))
+            loop(0, inner * x.lanes, LINE, (), lambda line: ask_ahead(call, tile, n + i, line))
             state = when(k > 0, nothing(x, q, across=True), resume)
             state = sweep(state, logits, targets, count, None, k > 0)
             when(call.n_classes > FEW, (), keep)
             top, ties, *sums = state
             total, *target = (pairwise(add, list(each_sum)) for each_sum in split(tuple(sums), x))
-            tile.top.at(i).write(top.to("f8"))
-            tile.rest.at(i).write(total + (ties.number("f8") - 1.0))
-            for field, value in zip((tile.mass, tile.pull), target, strict=False):
+            rest = total + (ties.number("f8") - 1.0)
+            for field, value in zip((tile.top, tile.rest, tile.mass, tile.pull), (top, rest, *target), strict=False):
+                value = value.to("f8")
+                if shifted is not None:
+                    sound = tile.sound.at(i).read(64, x.lanes) > 0
+                    value = select(sound, field.at(i).read_like(value), value)
                 field.at(i).write(value)
             return ()
 
@@ -470,18 +754,77 @@ def tile_sums(call: Struct, tile: Struct, n: Value, x: Memory, dense: Memory | N
     loop(0, call.n_classes, FEW, (), block)
 
 
+def group_of(tile: Struct, i: Value) -> tuple[Callable[[str], Value], Callable[[str, Value], None]]:
+    """Return what reads and what writes a field of GROUP rows from row i on."""
+
+    def get(name: str) -> Value:
+        items: Items = getattr(tile, name)
+        return items.at(i).read(64, GROUP).from_bits()
+
+    def put(name: str, value: Value) -> None:
+        getattr(tile, name).at(i).write(value)
+
+    return get, put
+
+
+def add_to_sums(tile: Struct, which: int, term: Value) -> None:
+    """Add GROUP terms to the block's sums: 0 for the values, 1 for the weights."""
+    high, low = (tile.sums.at((2 * which + part) * GROUP) for part in range(2))
+    total, dropped = two_sum(high.read_like(term), term)
+    high.write(total)
+    low.write(low.read_like(term) + dropped)
+
+
 @traced
-def finish(call: Struct, tile: Struct, n: Value, gradient: int | None) -> None:
-    """Turn what the sweeps left into the rows' values, add these up, and prepare the output."""
+def add_weights(call: Struct, tile: Struct, n: Value) -> None:
+    """Add up the rows' weights in a mean."""
+    zero = call.grad_scale.like(0.0).splat(GROUP)
+
+    def exactly(i: Value) -> State:
+        add_to_sums(tile, 1, tile.weight.at(i).read_like(zero))
+        return ()
+
+    def ones(i: Value, count: Value) -> State:
+        return (count + tile.weight.at(i).read_like(zero),)
+
+    weighted = call.start[SAMPLE_WEIGHT].differs(0) | call.class_weight.differs(0)
+    when(weighted, (), lambda: loop(0, n, GROUP, (), exactly))
+    # Of zeros and ones no sum is rounded.
+    when(~weighted, (), lambda: add_to_sums(tile, 1, *loop(0, n, GROUP, (zero,), ones)) or ())
+
+
+@traced
+def finish_shifted(call: Struct, tile: Struct, n: Value, x: Memory, gradient: int | None) -> None:
+    """Do the same for rows shifted by their label's logit, where r is all there is to them; and add up all values."""
+    zero = call.grad_scale.like(0.0).splat(GROUP)
+
+    def rows(i: Value, *total: Value) -> State:
+        get, put = group_of(tile, i)
+        sound = tile.sound.at(i).read(64, GROUP) > 0
+        s, r = get("sample"), get("rest").to(x.real)
+        mass = s * get("label_mass")
+        value = (mass.to(x.real) * log1p(r)).to("f8")
+        value = select(s > 0.0, select(sound, value, get("value")), 0.0)
+        put("value", value)
+        if gradient is not None:
+            factor = get("scale") * mass * (1.0 / (r + 1.0)).to("f8")
+            put("factor", select(sound, factor, get("factor")))
+            put("at_label", select(sound, factor * r.to("f8") * -1.0, get("at_label")))
+        if x.real == "f4":  # which float64 adds up with hardly a rounding
+            return (total[0] + value,)
+        return accumulate(total, value)
+
+    total = loop(0, n, GROUP, (zero,) if x.real == "f4" else (zero, zero), rows)
+    for part in total:
+        add_to_sums(tile, 0, part)
+
+
+@traced
+def finish(call: Struct, tile: Struct, n: Value, gradient: int | None, shifted: Value | None) -> None:
+    """Turn what the sweeps left into the rows' values, add these up unless ``shifted``, and prepare the output."""
 
     def rows(i: Value) -> State:
-        def get(name: str) -> Value:
-            items: Items = getattr(tile, name)
-            return items.at(i).read(64, GROUP).from_bits()
-
-        def put(name: str, value: Value) -> None:
-            getattr(tile, name).at(i).write(value)
-
+        get, put = group_of(tile, i)
         s, top, at, logit = (get(name) for name in ("sample", "top", "label_mass", "label_logit"))
         # Only logsumexp has a value where the maximum is infinite.
         sound = (top > -math.inf) & (top < math.inf) | (call.lse.splat(GROUP) > 0)
@@ -494,11 +837,8 @@ def finish(call: Struct, tile: Struct, n: Value, gradient: int | None) -> None:
         value = fma(target, log, pull) + select(z > 0.0, z * lse * lse, 0.0)
         value = select(s > 0.0, s * value, 0.0)
         put("value", value)
-        for index, term in enumerate((value, get("weight"))):
-            high, low = (tile.sums.at((2 * index + part) * GROUP) for part in range(2))
-            total, dropped = two_sum(high.read_like(term), term)
-            high.write(total)
-            low.write(low.read_like(term) + dropped)
+        if shifted is None:
+            add_to_sums(tile, 0, value)
         if gradient is None:
             return ()
         inverse = 1.0 / (r + 1.0)
@@ -551,29 +891,46 @@ def row_output(
         n = smaller(call.n_classes - k, BLOCK)
         to, buffer = start + k * stride, tile.out.at(0)
         put = Vectors(out, select(beside, to, buffer), out.step)
+        targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
+        row.write(row_logits(call, tile, i, k, n, x), targets, put, n, x.lanes, logarithm)
+        return when(~beside, (), lambda: scatter(to, buffer, n))
 
-        def compute() -> State:
-            targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
-            row.write(row_logits(call, tile, i, k, n, x), targets, put, n // x.lanes, n % x.lanes, logarithm)
-            return ()
+    def scatter(to: Value, buffer: Value, n: Value) -> State:
+        copy(out, to, stride, buffer, size, n)
+        return ()
 
-        def scale() -> State:
-            kept = kept_row(call, tile, i, x)
-            row.scale(kept._replace(address=kept.at(k // x.lanes)), put, n // x.lanes, n % x.lanes)
-            return ()
+    def compute() -> State:
+        loop(0, call.n_classes, BLOCK, (), block)
+        when(call.start[LABELS].differs(0), (), lambda: put_label(call, tile, i, out))
+        return ()
 
-        def scatter() -> State:
-            copy(out, to, stride, buffer, size, n)
-            return ()
+    def scale() -> State:
+        kept = kept_row(call, tile, i, x)
+        # The factor makes of it the gradient at the label, where all of q is.
+        kept.memory.store_one(kept.address + tile.label[i] * x.real_size, (tile.rest[i] * -1.0).to(x.real))
+        when(tile.way.equals(ROW_BY_ROW), (), wait)
+        when(tile.way.equals(DIRECT), (), lambda: row.scale(kept, Vectors(out, start, out.step), call.n_classes))
+        when(tile.way.equals(TOGETHER), (), lambda: row.scale(kept, kept, call.n_classes))
+        return ()
 
-        if shifted is None:
-            compute()
-        else:
-            when(tile.kept_rows[i] > 0, (), scale)
-            when(tile.kept_rows[i] < 1, (), compute)
-        return when(~beside, (), scatter)
+    def wait() -> State:
+        tile.waiting_to[i] = start
+        tile.waiting_factor[i] = tile.factor[i]
+        return ()
 
-    loop(0, call.n_classes, BLOCK, (), block)
+    if shifted is None:
+        compute()
+    else:
+        kept = beside & (tile.kept_rows[i] > 0)
+        when(kept, (), scale)
+        when(~kept, (), compute)
+
+
+@traced
+def start_task(tile: Struct) -> None:
+    """Begin with nothing that is leaving."""
+    nothing = tile.sums[0].like(0.0).bits()
+    tile.leaving[2] = tile.waiting = tile.turn = nothing
 
 
 @traced
@@ -612,6 +969,60 @@ def tile_output(
 
 
 @traced
+def few_output(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory) -> None:
+    """Write the n positions of the tile from the exponentials that `few_sums` left."""
+    last = call.n_classes - 1
+    reals = x.computed()
+    tile.way = n.like(DIRECT)
+    if out.code == reals.code:
+        size = n.like(out.itemsize)
+        packed = call.class_stride[OUT].equals(size) & call.inner[OUT].equals(size * call.n_classes)
+        aligned = (tile.at[OUT] % size).equals(0)
+        together = (call.streamed > 0) & packed & aligned & tile.any_unsound.equals(0)
+        tile.way = select(together, n.like(TOGETHER), DIRECT)
+
+    def positions(i: Value) -> State:
+        def get(name: str) -> Value:
+            items: Items = getattr(tile, name)
+            return items.at(i).read(64, x.lanes).from_bits().to(x.real)
+
+        kept, put = gathered(reals, tile.q.at(0), i), gathered(out, tile.out.at(0), i)
+        labels, factor, at_label = few_labels(tile, i, x), get("factor"), get("at_label")
+        live = get("sample") > 0.0
+
+        def one(k: Value, last_value: Value) -> State:
+            (e,) = kept.load(k, 1, None, 0.0)
+            value, taken = e * factor, labels.equals(few_class(k, x))
+            put.store(k, [select(live, select(taken, at_label, value), 0.0)], None)
+            return (select(taken, value, last_value),)
+
+        (last_value,) = loop(0, last, 1, (factor,), one)
+        taken = labels.equals(few_class(last, x))
+        put.store(last, [select(live, select(taken, at_label, last_value), 0.0)], None)
+
+        def by_maximum(k: Value) -> State:
+            (logit,) = gathered(x, tile.logits.at(0), i).load(k, 1, None, 0.0)
+            (written,) = put.load(k, 1, None, 0.0)
+            value = select(labels.equals(few_class(k, x)), at_label, exponential(logit - get("top")) * factor)
+            sound = tile.sound.at(i).read(64, x.lanes) > 0
+            put.store(k, [select(sound, written, select(live, value, 0.0))], None)
+            return ()
+
+        return when(tile.any_unsound > 0, (), lambda: loop(0, call.n_classes, 1, (), by_maximum))
+
+    def gather_rows() -> State:
+        room = kept_row(call, tile, n.like(0), x).address
+        size = n.like(out.itemsize)
+        Grid(room, size * call.n_classes, size, n, call.n_classes, tile.out.at(0)).scatter(out)
+        return ()
+
+    loop(0, n, x.lanes, (), positions)
+    when(tile.way.equals(TOGETHER), (), gather_rows)
+    there = grid(call, tile, OUT, n, n.like(0), call.n_classes, tile.out)
+    when(tile.way.equals(DIRECT), (), lambda: there.scatter(out) or ())
+
+
+@traced
 def clear_row(call: Struct, tile: Struct, i: Value, out: Memory) -> None:
     """Write zeros to row i of the tile."""
     start = tile.at[OUT] + i * call.inner[OUT]
@@ -623,11 +1034,21 @@ def clear_row(call: Struct, tile: Struct, i: Value, out: Memory) -> None:
     loop(0, call.n_classes, 1, (), one)
 
 
-@traced
-def put_label(call: Struct, tile: Struct, i: Value, out: Memory) -> None:
+def put_label(call: Struct, tile: Struct, i: Value, out: Memory) -> State:
     """Write the gradient at the label of row i."""
     place = tile.at[OUT] + i * call.inner[OUT] + tile.label[i] * call.class_stride[OUT]
-    out.store(place, tile.at_label[i])
+    out.store_one(place, tile.at_label[i])
+    return ()
+
+
+@traced
+def put_labels(call: Struct, tile: Struct, n: Value, out: Memory) -> None:
+    """Write the gradient at the labels of the tile."""
+
+    def one(i: Value) -> State:
+        return when(tile.sample[i] > 0.0, (), lambda: put_label(call, tile, i, out))
+
+    when(call.start[LABELS].differs(0), (), lambda: loop(0, n, 1, (), one))
 
 
 @traced
@@ -696,10 +1117,6 @@ def read_labels(call: Struct, tile: Struct, n: Value) -> None:
     def width(bits: int) -> Callable[[], State]:
         buffer = tile.logits.at(0)
 
-        def single(i: Value) -> State:
-            (buffer + i * (bits // 8)).write((source + i * stride).read(bits))
-            return ()
-
         def vectors(i: Value) -> State:
             raw = (buffer + i * (bits // 8)).read(bits, GROUP)
             if bits > 8:
@@ -709,7 +1126,10 @@ def read_labels(call: Struct, tile: Struct, n: Value) -> None:
             return ()
 
         def read() -> State:
-            loop(0, n, 1, (), single)
+            size = n.like(bits // 8)
+            ahead = select(stride.equals(size), n * size, 0)
+            loop(0, ahead, LINE, (), lambda line: (source + line + AHEAD).prefetch() or ())
+            copy_elements(bits // 8, GROUP, buffer, size, source, stride, n)
             return loop(0, n, GROUP, (), vectors)
 
         return read
@@ -741,7 +1161,7 @@ def read_rows(call: Struct, tile: Struct, n: Value) -> None:
     one = call.grad_scale.like(1.0).splat(GROUP)
     mass = select(labelled, call.target_scale, 0.0).splat(GROUP)
 
-    def check(i: Value) -> State:
+    def check(i: Value, bad: Value) -> State:
         live = i.indices(GROUP) < (n - i).splat(GROUP)
         s = select(weighted.splat(GROUP), tile.sample.at(i).read_like(one), one)
         sound = (s >= 0.0) & (s < math.inf)
@@ -754,10 +1174,9 @@ def read_rows(call: Struct, tile: Struct, n: Value) -> None:
         tile.sample.at(i).write(s)
         tile.weight.at(i).write(s)
         tile.label_mass.at(i).write(mass)
-        tile.flag.at(i).write(select(live & ~(sound & (inside | ignored)), one, 0.0))
-        scale = call.grad_scale.splat(GROUP)
-        tile.scale.at(i).write(select(outputs.splat(GROUP), scale * tile.scale.at(i).read_like(one), scale))
-        return ()
+        wrong = live & ~(sound & (inside | ignored))
+        tile.flag.at(i).write(select(wrong, one, 0.0))
+        return (bad | wrong.extend(64),)
 
     def weigh(i: Value) -> State:
         w = (call.class_weight + tile.label[i] * 8).read(64).from_bits()
@@ -765,7 +1184,20 @@ def read_rows(call: Struct, tile: Struct, n: Value) -> None:
         tile.weight[i] = tile.weight[i] * w
         return ()
 
-    loop(0, n, GROUP, (), check)
+    scale = call.grad_scale.splat(GROUP)
+
+    def scaled(i: Value) -> State:
+        tile.scale.at(i).write(scale * tile.scale.at(i).read_like(scale))
+        return ()
+
+    def scale_alone(i: Value) -> State:
+        tile.scale.at(i).write(scale)
+        return ()
+
+    when(outputs, (), lambda: loop(0, n, GROUP, (), scaled))
+    when(~outputs, (), lambda: loop(0, n, GROUP, (), scale_alone))
+    (bad,) = loop(0, n, GROUP, (n.like(0).splat(GROUP),), check)
+    tile.any_bad = bad.reduce(lambda a, b: a | b)
     when(labelled & class_weighted, (), lambda: loop(0, n, 1, (), weigh))
 
 
@@ -774,15 +1206,11 @@ def first_bad(call: Struct, tile: Struct, n: Value) -> Value:
     """Return the first flagged row, or the number of rows."""
     number, inner = tile.at[ROW], call.inner[ROW]
 
-    def any_of(i: Value, flags: Value) -> State:
-        return (maximum(flags, tile.flag.at(i).read_like(flags)),)
-
     def judge(i: Value, first: Value) -> State:
         row = number + i * inner
         return (select((tile.flag[i] > 0.0) & (row < first), row, first),)
 
-    (flags,) = loop(0, n, GROUP, (call.grad_scale.like(0.0).splat(GROUP),), any_of)
-    (first,) = when(flags.reduce(maximum) > 0.0, (call.n_rows,), lambda first: loop(0, n, 1, (first,), judge))
+    (first,) = when(tile.any_bad > 0, (call.n_rows,), lambda first: loop(0, n, 1, (first,), judge))
     return first
 
 
@@ -792,8 +1220,7 @@ def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Val
     stride, inner = call.class_stride[DENSE], call.inner[DENSE]
     start = tile.at[DENSE]
 
-    def worse(address: Value, live: Value | None, flags: Value) -> Value:
-        t = dense.load(address, live)
+    def worse(t: Value, flags: Value) -> Value:
         return select((t >= 0.0) & (t < math.inf), flags, 1.0)
 
     def row(i: Value) -> State:
@@ -802,14 +1229,15 @@ def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Val
             place = side_by_side(dense, start + i * inner + k * stride, stride, count, tile.dense.at(0))
 
             def some(first: Value, some: int, live: Value | None, flags: Value) -> State:
-                for index in range(some):
-                    flags = worse(place + (first + index) * dense.step, live, flags)
+                for t in Vectors(dense, place, dense.step).load(first, some, live, 0.0):
+                    flags = worse(t, flags)
                 return (flags,)
 
-            return each(count // dense.lanes, count % dense.lanes, (flags,), some)
+            return each(count, dense.lanes, (flags,), some)
 
         (flags,) = loop(0, call.n_classes, BLOCK, (dense.constant(0.0),), block)
-        tile.flag[i] = maximum(tile.flag[i], flags.reduce(maximum).to("f8"))
+        found = flags.reduce(maximum).to("f8")
+        tile.flag[i] = maximum(tile.flag[i], found)
         return ()
 
     def one_class(k: Value) -> State:
@@ -818,12 +1246,13 @@ def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Val
         def positions(i: Value) -> State:
             flags = tile.flag.at(i)
             so_far = flags.read(64, dense.lanes).from_bits().to(dense.real)
-            flags.write(worse(tile.dense.at(0) + i * dense.itemsize, None, so_far).to("f8"))
+            flags.write(worse(dense.load(tile.dense.at(0) + i * dense.itemsize), so_far).to("f8"))
             return ()
 
         return loop(0, n, dense.lanes, (), positions)
 
     def ignore(i: Value) -> State:
+        tile.any_bad = select(tile.flag[i] > 0.0, i.like(1), tile.any_bad)
         tile.sample[i] = select(tile.flag[i] > 0.0, tile.sample[i].like(0.0), tile.sample[i])
         return ()
 
@@ -842,14 +1271,19 @@ def locate(call: Struct, tile: Struct, position: Value) -> Value:
 
     def axis(outward: Value, rest: Value) -> State:
         axis = call.axes - 1 - outward
-        size = call.size[axis]
+        size, index = axis_size(call, axis), axis * AXIS + 1
         for operand in range(OPERANDS):
-            tile.at[operand] = tile.at[operand] + rest % size * call.stride[axis * OPERANDS + operand]
+            tile.at[operand] = tile.at[operand] + rest % size * call.axis[index + operand]
         return (rest // size,)
 
     loop(0, call.axes, 1, (position,), axis)
-    innermost: Value = call.size[call.axes - 1]
+    innermost = axis_size(call, call.axes - 1)
     return innermost - position % innermost
+
+
+def axis_size(call: Struct, axis: Value) -> Value:
+    size: Value = call.axis[axis * AXIS]
+    return size
 
 
 @traced
@@ -861,7 +1295,7 @@ def start_block(tile: Struct) -> None:
 @traced
 def end_block(call: Struct, tile: Struct, block: Value, bad: Value) -> None:
     """Write the sums of a block of rows and the first bad one of them."""
-    answer = call.blocks + block * 40
+    answer = call.blocks + block * BLOCK_BYTES
     for which in range(2):
         high, low = (tile.sums.at((2 * which + part) * GROUP).read(64, GROUP).from_bits() for part in range(2))
         while high.count != 1:
@@ -871,6 +1305,96 @@ def end_block(call: Struct, tile: Struct, block: Value, bad: Value) -> None:
         for part, value in enumerate((high, low)):
             (answer + 8 * (2 * which + part)).write(value.lane(0))
     (answer + 32).write(bad)
+
+
+@traced
+def end_task(call: Struct) -> None:
+    """Have all of the output in memory."""
+    call.n_rows.fence()
+
+
+@traced
+def prepare(
+    call: Struct,
+    plan: Value,
+    tasks: Value,
+    logits: Value,
+    labels: Value,
+    dense: Value,
+    sample_weight: Value,
+    grad_output: Value,
+    out: Value,
+    values: Value,
+    class_weight: Value,
+    dense_weight: Value,
+    class_vector: Value,
+    target_scale: Value,
+    z_loss: Value,
+    grad_scale: Value,
+) -> None:
+    """Make the record of a call from its plan, which is shared by all calls like it, and from what is its own."""
+    place = call.address
+    place.copy_from(plan, plan.read(64))
+    call.n_tasks = tasks
+    call.blocks = place + CALL.itemsize
+    for operand, start in (
+        (LOGITS, logits),
+        (LABELS, labels),
+        (DENSE, dense),
+        (SAMPLE_WEIGHT, sample_weight),
+        (GRAD_OUTPUT, grad_output),
+        (OUT, out),
+    ):
+        call.start[operand] = start
+    call.values = values
+    call.class_weight, call.dense_weight, call.class_vector = class_weight, dense_weight, class_vector
+    call.target_scale, call.z_loss, call.grad_scale = target_scale, z_loss, grad_scale
+
+
+@traced
+def total(call: Struct) -> None:
+    """Add up what the blocks left, in their order: what rounding drops is added at the end."""
+    zero = call.grad_scale.like(0.0)
+
+    def block(i: Value, bad: Value, *sums: Value) -> State:
+        place = call.blocks + i * BLOCK_BYTES
+        added: list[Value] = []
+        for which in range(2):
+            high, low = sums[2 * which : 2 * which + 2]
+            more, dropped = ((place + 8 * (2 * which + part)).read_like(high) for part in range(2))
+            high, rounded = two_sum(high, more)
+            added += [high, low + (dropped + rounded)]
+        return smaller(bad, (place + 32).read(64)), *added
+
+    bad, loss, loss_low, weight, weight_low = loop(0, call.n_blocks, 1, (call.n_rows, zero, zero, zero, zero), block)
+    call.bad = bad
+    # Nothing is dropped beside an infinity, of which two_sum makes NaN.
+    call.loss = loss + select(loss_low.equals(loss_low), loss_low, 0.0)
+    call.weight = weight + select(weight_low.equals(weight_low), weight_low, 0.0)
+
+
+@traced
+def first_bad_of_all(call: Struct) -> Value:
+    bad: Value = call.bad
+    return bad
+
+
+@traced
+def total_loss(call: Struct) -> Value:
+    loss: Value = call.loss
+    return loss
+
+
+@traced
+def total_weight(call: Struct) -> Value:
+    weight: Value = call.weight
+    return weight
+
+
+@traced
+def address_of(call: Struct) -> Value:
+    address: Value = call.address
+    return address
 
 
 @traced

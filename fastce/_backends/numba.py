@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
+import operator
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding
 import numba
 import numpy as np
 from numba.core import types
 
-from fastce import _dtypes, _settings
+from fastce import _dtypes, _inputs, _settings
 from fastce._backends import Plan, _numba_cache, _numba_forks, _numba_kernels
-from fastce._backends._numba_lanes import Stream
+from fastce._backends._numba_lanes import ArrayAddress, RecordAddress, Stream
 from fastce._backends._numba_tile import (
+    AXIS,
     CALL,
     DENSE,
     FEW,
@@ -29,14 +30,19 @@ from fastce._backends._numba_tile import (
     KEPT,
     LABELS,
     LOGITS,
+    MAX_BLOCKS,
     OPERANDS,
     OUT,
     ROW,
     SAMPLE_WEIGHT,
     SCRATCH,
+    SCRATCH_BYTES,
+    SHARED_BYTES,
+    STREAMED,
     TILE,
 )
 from fastce._problem import Array, Output, Problem, Totals
+from fastce._threads import threads_for
 
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and without its compiler Numba can do nothing here")
@@ -98,56 +104,194 @@ def _threads(num_threads: int) -> int:
     return threads
 
 
-def _do(problem: Problem, num_threads: int, *, checking: bool) -> Totals:
+class _Plan(NamedTuple):
+    """What all calls of the same dtypes, shapes, strides and options share."""
+
+    record: Array
+    """What the kernel is told but for addresses and scales; never written again."""
+    entry: int
+    """The kernel's address."""
+    n_rows: int
+    n_blocks: int
+
+
+_plans: dict[Any, _Plan] = {}
+
+MOST_PLANS = 1000
+"""How many are kept; then all are forgotten."""
+
+
+def _do(p: Problem, num_threads: int, *, checking: bool) -> Totals:
     """Do a problem, or only check its rows."""
-    call, blocks, kept = _describe_call(problem, checking)
-    entry = _kernel(_kinds(problem, checking))
-    threads = _threads(min(num_threads, len(blocks)))
-    call["n_tasks"] = n_tasks = max(1, threads)
-    _launch(threads, entry, call, np.empty(n_tasks, SCRATCH))
-    del kept
+    plan = _plan_of(p, checking)
+    grad_output, sample_weight = _per_row(p.grad_output), _per_row(p.sample_weight)
+    logits, out, values, dense_weight, class_vector = None, None, None, None, None
+    if not checking:
+        logits, out, values = p.logits, p.out, p.row_values
+        dense_weight, class_vector = _measure(p)
+    return _launch(
+        plan,
+        _threads(min(num_threads, plan.n_blocks)),
+        logits,
+        p.labels,
+        p.dense,
+        sample_weight,
+        None if checking else grad_output,
+        out,
+        values,
+        p.class_weight,
+        dense_weight,
+        class_vector,
+        p.target_scale,
+        p.z_loss,
+        p.grad_scale,
+    )
 
-    bad = int(blocks["bad"].min())
-    if bad < problem.n_rows:
-        return Totals(bad, 0.0, 0.0)
-    return Totals(-1, _sum(blocks["loss"]), _sum(blocks["weight"]))
 
+class Quick:
+    """Small plain calls, of the same dtypes, shapes and strides as one before: validated then, done here at once.
 
-def _launch(threads: int, entry: int, call: Array, scratch: Array) -> None:
-    arguments = entry, _address(call), _address(scratch), scratch.itemsize, len(scratch)
-    if not threads or not _inside.acquire(blocking=False):
-        _tasks(parallel=False)(*arguments)
-        return
-    try:
-        before = numba.get_num_threads()
-        numba.set_num_threads(threads)
+    Whatever is not as plain as can be, and every error, gets None: then the general path does it.
+    """
+
+    def __init__(self, defaults: dict[str, Any]) -> None:
+        self._options = defaults
+        self._defaults = tuple(defaults.values())
+        self._losses: dict[Any, _Plan | None] = {}
+        self._gradients: dict[Any, tuple[_Plan, _Plan] | None] = {}
+
+    def loss(self, logits: Any, target: Any, num_threads: Any, *options: Any) -> float | None:
+        """Return the mean loss, or None; ``options`` are in the order of the defaults."""
+        if type(logits) is not np.ndarray or type(target) is not np.ndarray:
+            return None
+        if not self._plain(num_threads, options):
+            return None
+        key = logits.shape, logits.strides, logits.dtype, target.strides, target.dtype, target.shape
         try:
-            _tasks(parallel=True)(*arguments)
+            plan = self._losses[key]
+        except KeyError:
+            plan = self._learn_loss(key, logits, target)
+        if plan is None:
+            return None
+        bad, loss, weight = _launch(plan, 0, logits, target, *_PLAIN, 1.0)
+        return loss / weight if bad < 0 and weight > 0 else None
+
+    def loss_and_grad(self, logits: Any, target: Any, out: Any, num_threads: Any, *options: Any) -> float | None:
+        """Return the mean loss and write its gradient, or return None."""
+        if type(logits) is not np.ndarray or type(target) is not np.ndarray or type(out) is not np.ndarray:
+            return None
+        if not self._plain(num_threads, options):
+            return None
+        inputs = logits.shape, logits.strides, logits.dtype, target.strides, target.dtype, target.shape
+        key = *inputs, out.strides, out.dtype, out.shape
+        try:
+            plans = self._gradients[key]
+        except KeyError:
+            plans = self._learn_gradient(key, logits, target, out)
+        if plans is None or not out.flags.writeable:
+            return None
+        if (out is not logits and np.may_share_memory(out, logits)) or np.may_share_memory(out, target):
+            return None
+        bad, _, weight = _launch(plans[0], 0, None, target, *_PLAIN, 1.0)
+        if bad >= 0 or not weight > 0:
+            return None
+        bad, loss, _ = _launch(plans[1], 0, logits, target, None, None, None, out, *_PLAIN[4:], 1.0 / weight)
+        return loss / weight if bad < 0 else None
+
+    def _plain(self, num_threads: Any, options: tuple[Any, ...]) -> bool:
+        """Tell whether all options are left out, but for the number of threads, of which such calls get one."""
+        if num_threads is not None and not (type(num_threads) is int and num_threads > 0):
+            return False
+        return _settings.current_variant() is None and all(map(operator.is_, options, self._defaults))
+
+    def _learn_loss(self, key: Any, logits: Array, target: Array) -> _Plan | None:
+        request = _inputs.loss_request(logits, target, **self._options)
+        plan = _plan_of(request.problem, checking=False) if _is_small(request.problem) else None
+        return _remember(self._losses, key, plan)
+
+    def _learn_gradient(self, key: Any, logits: Array, target: Array, out: Array) -> tuple[_Plan, _Plan] | None:
+        request = _inputs.loss_request(logits, target, gradient=True, out=out, **self._options)
+        plans = None
+        if _is_small(request.problem):
+            plans = _plan_of(request.problem, checking=True), _plan_of(request.problem, checking=False)
+        return _remember(self._gradients, key, plans)
+
+
+_PLAIN = None, None, None, None, None, None, None, None, 1.0, 0.0
+"""The arguments of a launch between the labels and the gradient's scale."""
+
+
+def _is_small(p: Problem) -> bool:
+    """Tell whether labels are all there is to a problem, which one thread does on its own."""
+    return p.labels is not None and p.logits.size > 0 and threads_for(p, 2) == 1
+
+
+def _remember(memory: dict[Any, Any], key: Any, value: Any) -> Any:
+    if len(memory) >= MOST_PLANS:
+        memory.clear()
+    memory[key] = value
+    return value
+
+
+def _launch(plan: _Plan, threads: int, *arguments: Any) -> Totals:
+    n_tasks = threads or 1
+    rooms = _rooms.setdefault(n_tasks, [])
+    try:
+        room = rooms.pop()
+    except IndexError:
+        room = _new_room(n_tasks)
+    arguments = plan.entry, plan.record, room, n_tasks, *arguments
+    if not threads or not _inside.acquire(blocking=False):
+        bad, loss, weight = _tasks(parallel=False)(*arguments)
+    else:
+        try:
+            before = numba.get_num_threads()
+            numba.set_num_threads(threads)
+            try:
+                bad, loss, weight = _tasks(parallel=True)(*arguments)
+            finally:
+                numba.set_num_threads(before)
         finally:
-            numba.set_num_threads(before)
-    finally:
-        _inside.release()
+            _inside.release()
+    rooms.append(room)
+    return Totals(bad, 0.0, 0.0) if bad < plan.n_rows else Totals(-1, loss, weight)
+
+
+_rooms: dict[int, list[Array]] = {}
+"""Working memory of calls that are over, by the number of tasks. A call takes some, or makes it, and gives it back:
+none is ever shared."""
+
+
+def _new_room(n_tasks: int) -> Array:
+    line = 64
+    room = np.empty(SHARED_BYTES + n_tasks * SCRATCH_BYTES + line, np.uint8)
+    skipped = -room.ctypes.data % line
+    return room[skipped:]
 
 
 @functools.cache
 def _tasks(parallel: bool) -> Any:
-    """Return the loop over tasks, a function of Python integers."""
-    return _compiled(_numba_kernels.tasks, (types.int64,) * 5, parallel=parallel).entry_point
+    """Return the loop over tasks, a function of integers, arrays (None where there is none) and numbers."""
+    array = ArrayAddress()
+    arguments = (types.int64, array, RecordAddress(numba.from_dtype(CALL)), types.int64, *(array,) * 10)
+    result = types.Tuple((types.int64, types.float64, types.float64))
+    signature = result(*arguments, *(types.float64,) * 3)
+    return _compiled(_numba_kernels.tasks, signature, parallel=parallel).entry_point
 
 
 @functools.cache
 def _kernel(kinds: tuple[Any, ...]) -> int:
     """Return the address of the kernel for arguments of these types."""
     records = numba.from_dtype(CALL), numba.from_dtype(SCRATCH)
-    result = _compiled(_numba_kernels.kernel, (*records, types.int64, *kinds), no_cpython_wrapper=True)
+    result = _compiled(_numba_kernels.kernel, types.void(*records, types.int64, *kinds), no_cpython_wrapper=True)
     return int(result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name))
 
 
-def _compiled(function: Any, arguments: tuple[Any, ...], **options: Any) -> Any:
+def _compiled(function: Any, signature: Any, **options: Any) -> Any:
     dispatcher = numba.njit(nogil=True, **options)(function)
     with contextlib.suppress(OSError, RuntimeError):  # compiled anew in each process where nothing can be written
         dispatcher._cache = _numba_cache.Cache(function, options)
-    result = dispatcher.get_compile_result(types.void(*arguments))
+    result = dispatcher.get_compile_result(signature)
     _alive.append(dispatcher)
     return result
 
@@ -163,7 +307,7 @@ def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
     if checking:
         across = p.dense is not None and _across(p.dense)
         return types.none, dense, types.none, types.none, types.none, types.int64 if across else types.none, types.none
-    across = _across(p.logits)
+    across, few = _across(p.logits), p.n_classes <= FEW
     measure = p.class_vector is not None or p.dense is not None
     return (
         Stream(_code(p.logits), real),
@@ -172,27 +316,35 @@ def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
         types.none if p.out is None else Stream(_code(p.out), real),
         types.int64 if p.output is Output.LOG_SOFTMAX else types.none,
         types.int64 if across else types.none,
-        types.int64 if p.labels is not None and not measure and not across and p.z_loss == 0 else types.none,
+        types.int64 if p.labels is not None and not measure and p.z_loss == 0 and (few or not across) else types.none,
     )
 
 
-_BLOCK = np.dtype([("loss", "f8", 2), ("weight", "f8", 2), ("bad", "i8")])
-"""What comes back of a block of rows: high and low parts of sums, and the first bad row or the number of rows."""
+def _plan_of(p: Problem, checking: bool) -> _Plan:
+    arrays = p.logits, p.labels, p.dense, p.sample_weight, p.grad_output, p.out
+    key = (
+        checking,
+        p.output,
+        p.ignore_index,
+        p.z_loss == 0,
+        p.class_vector is None,
+        p.logits.shape,
+        *(None if array is None else (array.dtype, array.strides) for array in arrays),
+    )
+    plan = _plans.get(key)
+    return _remember(_plans, key, _make_plan(p, checking)) if plan is None else plan
 
 
-def _describe_call(p: Problem, checking: bool) -> tuple[Array, Array, list[Array]]:
-    """Return what the kernel is told, what it answers, and what must not be freed while it runs."""
+def _make_plan(p: Problem, checking: bool) -> _Plan:
     record = np.zeros(1, CALL)
-    call, kept = record[0], []
+    call = record[0]
     call["n_rows"] = n_rows = p.n_rows
     call["n_classes"] = n_classes = p.n_classes
     call["tile"] = tile = TILE if _across(p.logits) else min(64, max(1, KEPT // n_classes))
     call["block_rows"] = block_rows = _block_rows(n_rows, n_classes, tile)
     call["n_blocks"] = n_blocks = -(-n_rows // block_rows)
-    blocks = np.zeros(n_blocks, _BLOCK)
-    call["blocks"] = _address(blocks)
     call["lse"] = p.output is Output.LSE
-    call["target_scale"], call["z_loss"], call["grad_scale"] = p.target_scale, p.z_loss, p.grad_scale
+    call["streamed"] = not checking and p.out is not None and p.out.nbytes > STREAMED
     if p.labels is not None:
         call["label_bits"] = 8 * p.labels.itemsize
         call["label_unused"] = 64 - 8 * p.labels.itemsize if p.labels.dtype.kind == "i" else 0
@@ -200,36 +352,26 @@ def _describe_call(p: Problem, checking: bool) -> tuple[Array, Array, list[Array
         if p.ignore_index is not None:
             call["can_ignore"] = 1
             call["ignore_index"] = (p.ignore_index + 2**63) % 2**64 - 2**63
-    if p.class_weight is not None:
-        call["class_weight"] = _address(p.class_weight)
-    if not checking:
-        if p.row_values is not None:
-            call["values"] = _address(p.row_values)
-        for name, array in _measure(p).items():
-            call[name] = _address(array)
-            kept.append(array)
-
     sample_weight, grad_output = _per_row(p.sample_weight), _per_row(p.grad_output)
     call["sample_wide"] = sample_weight is not None and sample_weight.itemsize == 8
     call["output_wide"] = grad_output is not None and grad_output.itemsize == 8
-    kept += [array for array in (sample_weight, grad_output) if array is not None]
     operands = {LABELS: p.labels, DENSE: p.dense, SAMPLE_WEIGHT: sample_weight}
     if not checking:
         operands |= {LOGITS: p.logits, GRAD_OUTPUT: grad_output, OUT: p.out}
     _put_layout(call, p.positions, {key: array for key, array in operands.items() if array is not None})
-    return record, blocks, kept
+    return _Plan(record, _kernel(_kinds(p, checking)), n_rows, n_blocks)
 
 
-def _measure(p: Problem) -> dict[str, Array]:
+def _measure(p: Problem) -> tuple[Array | None, Array | None]:
     """Return w and v of q = w*t + v in the arithmetic's dtype, or what is needed of them."""
     if p.dense is None:
-        return {} if p.class_vector is None else {"class_vector": p.class_vector.astype(p.real)}
+        return None, None if p.class_vector is None else p.class_vector.astype(p.real)
     plain = p.class_vector is None and p.class_weight is None and p.target_scale == 1.0
     if plain and _code(p.dense) == f"f{p.real.itemsize}" and not _across(p.logits):
-        return {"class_vector": np.zeros(1, p.real)}
+        return None, np.zeros(1, p.real)
     ones = np.ones(p.n_classes) if p.class_weight is None else p.class_weight
     v = np.zeros(p.n_classes) if p.class_vector is None else p.class_vector
-    return {"dense_weight": (p.target_scale * ones).astype(p.real), "class_vector": v.astype(p.real)}
+    return (p.target_scale * ones).astype(p.real), v.astype(p.real)
 
 
 def _put_layout(call: Any, positions: tuple[int, ...], operands: dict[int, Array]) -> None:
@@ -254,17 +396,16 @@ def _put_layout(call: Any, positions: tuple[int, ...], operands: dict[int, Array
     call["axes"] = len(axes)
     call["inner"] = axes[-1][1]
     for index, (size, strides) in enumerate(axes):
-        call["size"][index] = size
-        call["stride"][index * OPERANDS : (index + 1) * OPERANDS] = strides
+        call["axis"][index * AXIS : (index + 1) * AXIS] = (size, *strides)
+    call["bytes"] = CALL.fields["axis"][1] + 8 * AXIS * len(axes)
     for operand, array in operands.items():
-        call["start"][operand] = _address(array)
         if array.ndim > len(positions):
             call["class_stride"][operand] = array.strides[-1]
 
 
 def _block_rows(n_rows: int, n_classes: int, tile: int) -> int:
     """Return how many rows share one sum: enough to be worth a visit, few enough to share out."""
-    rows = max(-(-n_rows // 1024), -(-32768 // n_classes))
+    rows = max(-(-n_rows // MAX_BLOCKS), -(-32768 // n_classes))
     return rows if rows < tile else -(-rows // tile) * tile
 
 
@@ -285,18 +426,3 @@ def _per_row(array: Array | None) -> Array | None:
     if array is None or (array.dtype.isnative and array.dtype.char in "fd"):
         return array
     return array.astype(np.float64)
-
-
-def _address(array: Array) -> int:
-    return int(array.__array_interface__["data"][0])
-
-
-def _sum(parts: Array) -> float:
-    """Return the sum of high and low parts: exact, unless the high ones are not all finite."""
-    if np.isfinite(parts[:, 0]).all():
-        try:
-            return math.fsum(parts.ravel().tolist())
-        except OverflowError:
-            pass
-    with np.errstate(all="ignore"):
-        return float(parts[:, 0].sum())
