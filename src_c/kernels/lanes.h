@@ -429,7 +429,7 @@ static bool let_leave(const task *t, const rows *r, lane_scratch *w, const real 
         return false;
     transpose_out((char *)w->leaving, n * ELEMENT, tile, r->count, n, o);
     finish_sending(o, real_dtype());
-    *o = (outgoing){w->leaving, r->out + r->first * r->out_step, r->count * n, 1};
+    *o = as_they_are(w->leaving, r->out + r->first * r->out_step, r->count * n);
     begin_sending(o, real_dtype());
     state->filling = !state->filling;
     return true;

@@ -1,7 +1,7 @@
 /* Rows of vectors: neighbouring classes fill a vector, one row at a time, block by block, so that memory is read once.
  * For long rows whose classes are neighbours in memory. */
 
-enum { STAGED_REALS = 1 << 14, STAGED_ROOM = STAGED_REALS + GROUP, MOST_STAGED = 512 };
+enum { STAGED_REALS = 1 << 14, STAGED_ROOM = STAGED_REALS + GROUP, MOST_STAGED = 128 };
 
 /* A block of a row as vectors load it: where it lies, or copied. */
 typedef struct block {
@@ -111,11 +111,11 @@ static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *
         prefetch_ahead(p, GROUP * size, ahead);
         for (int j = 0; j < 4; j++) x[j] = load(p + j * LANES * size, storage);
         exp_and_add(x, 4, shifts, limits_at(i, excluded), sum, kept ? kept + i : NULL);
-        if (o && o->left >= GROUP) send_group(o, storage);
+        if (o) send_group(o, storage);
         if (groups % GROUPS_A_FLUSH == 0) flush(&sums, sum);
     }
     prefetch_ahead(b.p + i * size, (b.n - i) * size, ahead);
-    if (o && o->left >= GROUP) send_group(o, storage);
+    if (o) send_group(o, storage);
     const real *limit = limits_at(i, excluded);
     real *to = kept ? kept + i : NULL;
     switch ((b.n - i + LANES - 1) / LANES) {
@@ -228,8 +228,7 @@ static const real *get_dense_block(const task *t, const char *row, int64_t first
 /* Scratch of the kernel: exponentials of a row, the shift of each of its blocks, and a block of x, q and output. */
 typedef struct row_scratch {
     real *kept, *shifts, *x, *q, *out;
-    real *leaving; /* the row before, where rows leave while the next is computed; else NULL */
-    real *staged;  /* rows that will leave together, NULL where each goes out by itself; kept is within it */
+    real *staged; /* rows that will leave together, NULL where each goes out by itself; kept is within it */
     int64_t staged_rows;
     bool scales[VISIT_ROWS]; /* which rows of the visit are staged as exponentials, all of q on their label */
 } row_scratch;
@@ -243,50 +242,58 @@ static size_t kept_classes(int64_t n_classes) {
 static bool rows_are_staged(const task *t) { return t->stream && t->problem->n_classes <= MOST_STAGED; }
 
 static bool rows_overlap(const task *t) {
-    return t->stream && t->plain && t->problem->n_classes > MOST_STAGED && t->problem->n_classes <= KEPT_CLASSES;
+    return t->stream && !t->needs_max && t->problem->n_classes > MOST_STAGED && t->problem->n_classes <= KEPT_CLASSES;
 }
 
 /* Twice where one leaves while the other fills. */
 static size_t rows_scratch_bytes(const task *t) {
     int64_t classes = t->problem->n_classes;
     size_t kept = t->problem->out.data ? kept_classes(classes) : 0, staged = rows_are_staged(t) ? 2 * STAGED_ROOM : 0;
-    size_t reals = kept * (rows_overlap(t) ? 2 : 1) + kept / BLOCK_CLASSES + 1 + 3 * (BLOCK_CLASSES + GROUP) + staged;
+    size_t reals = (MOST_OF_A_LINE + kept) * (rows_overlap(t) ? 2 : 1) + kept / BLOCK_CLASSES + 1 +
+                   3 * (BLOCK_CLASSES + GROUP) + staged;
     return reals * sizeof(real) + 64;
 }
 
 static row_scratch lay_out_rows(const task *t, const chunk_state *state, char *scratch) {
     int64_t classes = t->problem->n_classes;
     size_t kept = t->problem->out.data ? kept_classes(classes) : 0;
-    row_scratch w = {.kept = (real *)scratch};
-    w.x = w.kept + kept * (rows_overlap(t) ? 2 : 1);
+    row_scratch w = {.kept = (real *)scratch + MOST_OF_A_LINE};
+    w.x = w.kept + kept + (rows_overlap(t) ? MOST_OF_A_LINE + kept : 0);
     w.q = w.x + BLOCK_CLASSES + GROUP;
     w.out = w.q + BLOCK_CLASSES + GROUP;
     w.shifts = w.out + BLOCK_CLASSES + GROUP;
     w.staged = w.shifts + kept / BLOCK_CLASSES + 1;
-    if (rows_overlap(t)) w.kept += state->filling * kept;
+    if (rows_overlap(t)) w.kept += state->filling * (MOST_OF_A_LINE + kept);
     if (rows_are_staged(t)) w.staged += state->filling * STAGED_ROOM;
     return w;
 }
 
 /* Lets the staged rows leave, which are the last before row end of the visit; the next gather in the other buffer. */
-static INLINE void flush_stage(const task *t, const rows *r, const results *s, row_scratch *w, int64_t end,
+static INLINE void flush_stage(const task *t, const rows *r, results *s, row_scratch *w, int64_t end,
                                chunk_state *state, outgoing *o, fastce_dtype storage) {
     const int64_t first = end - w->staged_rows, n_classes = t->problem->n_classes;
     if (w->staged_rows == 0) return;
     gradients g;
-    find_plain_gradients(r, s, first, end, &g);
+    if (t->plain)
+        find_plain_gradients(r, s, first, end, &g);
+    else if (!t->needs_max)
+        find_even_gradients(t, r, s, first, end, &g);
     for (int64_t i = first; i < end; i++) {
         real *e = w->staged + (i - first) * n_classes;
         if (!w->scales[i]) continue;
         for (int64_t k = 0; k < n_classes && g.any_lowered; k++) e[k] *= g.lowered[i];
-        const vec factor = v_set1(g.factor[i]);
+        const real constant = t->plain ? NOTHING : g.constant[i];
+        const vec factors = v_set1(g.factor[i]), constants = v_set1(constant);
         int64_t k = 0;
-        for (; k + LANES <= n_classes; k += LANES) v_store(e + k, v_mul(factor, v_load(e + k)));
-        for (; k < n_classes; k++) e[k] *= g.factor[i];
+        for (; k + LANES <= n_classes; k += LANES) v_store(e + k, v_fma(factors, v_load(e + k), constants));
+        for (; k < n_classes && t->plain; k++) e[k] *= g.factor[i];
+        if (k < n_classes)
+            v_store_first(e + k, v_fma(factors, v_load_first(e + k, n_classes - k, constants), constants),
+                          n_classes - k);
         e[r->label[i]] = g.at_label[i];
     }
     finish_sending(o, storage);
-    *o = (outgoing){w->staged, r->out + row_of(r, first) * r->out_step, w->staged_rows * n_classes, 1};
+    *o = as_they_are(w->staged, r->out + row_of(r, first) * r->out_step, w->staged_rows * n_classes);
     begin_sending(o, storage);
     w->staged += state->filling ? -STAGED_ROOM : STAGED_ROOM;
     w->staged_rows = 0;
@@ -294,8 +301,8 @@ static INLINE void flush_stage(const task *t, const rows *r, const results *s, r
 }
 
 /* Stages row i of the visit: its exponentials will be kept in its place. */
-static INLINE void stage_row(const task *t, const rows *r, const results *s, int64_t i, row_scratch *w,
-                             chunk_state *state, outgoing *o, fastce_dtype storage) {
+static INLINE void stage_row(const task *t, const rows *r, results *s, int64_t i, row_scratch *w, chunk_state *state,
+                             outgoing *o, fastce_dtype storage) {
     const int64_t n_classes = t->problem->n_classes;
     if ((w->staged_rows + 1) * n_classes > STAGED_REALS) flush_stage(t, r, s, w, i, state, o, storage);
     w->kept = w->staged + w->staged_rows++ * n_classes;
@@ -387,7 +394,7 @@ static INLINE max_result max_and_rest(const task *t, const char *row, const char
 
 /* The gradient from the exponentials of a block, which are shifted by the row's maximum where at_max. */
 static INLINE vec scaled(vec e, const real *q, int64_t n, const gradient *g, bool at_max) {
-    vec x = v_mul(v_set1(g->factor), e);
+    vec x = v_fma(v_set1(g->factor), e, v_set1(g->constant));
     if (!q) return x;
     vec qs = n < LANES ? v_load_first(q, n, v_set1(0)) : v_load(q);
     x = v_fma(v_set1(g->q_factor), qs, x);
@@ -448,6 +455,8 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
     bool log_softmax = q->output == FASTCE_LOG_SOFTMAX;
     if (log_softmax || q->z_loss != 0) s->log_total[i] = log1p_one(s->rest[i]);
     real log_total = s->log_total[i];
+    const bool even =
+        !t->needs_max && s->sound[i] != 0; /* q is its label's mass and what the gradient's constant has */
     s->label_exp[i] = label < 0 ? 0 : s->label_logit[i] == max ? 1 : exp_one(s->label_logit[i] - max);
     const gradient g = gradient_of_row(t, r, s, i);
     real *staged = w->staged ? w->kept : NULL;
@@ -455,7 +464,7 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
     for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
         int64_t n = q->n_classes - first < BLOCK_CLASSES ? q->n_classes - first : BLOCK_CLASSES;
         real *e = w->kept + first;
-        const real *qs = t->q_vector ? (const real *)t->q_vector + first : NULL;
+        const real *qs = t->q_vector && !even ? (const real *)t->q_vector + first : NULL;
         gradient block_gradient = g;
         bool at_max = true;
         if (log_softmax) {
@@ -496,6 +505,10 @@ static void write_zeros(const task *t, const rows *r, int64_t i, row_scratch *w)
         memset(w->kept, 0, (size_t)n_classes * sizeof(real));
         return;
     }
+    if (t->stream) {
+        stream_zeros(r->out + row_of(r, i) * r->out_step, n_classes * a->class_stride);
+        return;
+    }
     memset(w->out, 0, BLOCK_CLASSES * sizeof(real));
     for (int64_t first = 0; first < n_classes; first += BLOCK_CLASSES) {
         int64_t n = n_classes - first < BLOCK_CLASSES ? n_classes - first : BLOCK_CLASSES;
@@ -504,17 +517,24 @@ static void write_zeros(const task *t, const rows *r, int64_t i, row_scratch *w)
     }
 }
 
-/* Lets the row whose exponentials are kept leave, all of its q on the label; the next is kept in the other buffer. */
-static INLINE void leave(const task *t, const rows *r, const results *s, int64_t i, row_scratch *w, chunk_state *state,
+/* Lets the row whose exponentials are kept leave, its label having served as maximum; the next is kept in the other
+ * buffer. */
+static INLINE void leave(const task *t, const rows *r, results *s, int64_t i, row_scratch *w, chunk_state *state,
                          outgoing *o, fastce_dtype storage) {
-    const int64_t n_classes = t->problem->n_classes, kept = (int64_t)kept_classes(n_classes);
+    const int64_t n_classes = t->problem->n_classes, room = MOST_OF_A_LINE + (int64_t)kept_classes(n_classes);
     real *e = w->kept;
+    if (t->problem->z_loss != 0) s->log_total[i] = log1p_one(s->rest[i]);
     const gradient g = gradient_of_row(t, r, s, i);
-    e[r->label[i]] = -s->rest[i];
     for (int64_t k = 0; k < n_classes && g.lowered != 1; k++) e[k] *= g.lowered;
-    *o = (outgoing){e, r->out + row_of(r, i) * r->out_step, n_classes, (double)g.factor};
-    begin_sending(o, storage);
-    w->kept += state->filling ? -kept : kept;
+    const outgoing next = {.from = e,
+                           .to = r->out + row_of(r, i) * r->out_step,
+                           .count = n_classes,
+                           .label = r->label[i],
+                           .factor = (double)g.factor,
+                           .constant = (double)g.constant,
+                           .at_label = (double)g.at_label};
+    send_next(o, next, storage);
+    w->kept += state->filling ? -room : room;
     state->filling = !state->filling;
 }
 
@@ -538,11 +558,26 @@ static INLINE bool reduce_row_by_max(const task *t, const rows *r, results *s, i
     return true;
 }
 
+/* Asks for what no stream brings of a row that is visited soon: the label's logit, and rows that are not consecutive. */
+static INLINE void expect_row(const task *t, const rows *r, int64_t i) {
+    if (i >= r->count) return;
+    const fastce_problem *q = t->problem;
+    const char *row = r->logits + row_of(r, i) * r->logits_step;
+    if (r->label[i] >= 0) __builtin_prefetch(row + r->label[i] * q->logits.class_stride);
+    if (r->consecutive) return;
+    const ptrdiff_t size = q->n_classes * q->logits.class_stride;
+    prefetch(row, size < AHEAD_BYTES ? size : AHEAD_BYTES);
+    if (!t->stream) return;
+    const char *out = r->out + row_of(r, i) * r->out_step;
+    __builtin_prefetch(out, 1);
+    __builtin_prefetch(out + size, 1);
+}
+
 static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, char *scratch, bool direct,
                                     fastce_dtype storage) {
     const fastce_problem *q = t->problem;
     const bool keep = q->out.data && q->output != FASTCE_LOG_SOFTMAX && q->n_classes <= KEPT_CLASSES;
-    const bool overlaps = rows_overlap(t);
+    const bool overlaps = rows_overlap(t), strewn = !r->consecutive || q->n_classes > BLOCK_CLASSES;
     row_scratch w = lay_out_rows(t, state, scratch);
     if (!rows_are_staged(t) || !rows_are_packed(&q->out, r->out_step, r, q->n_classes)) w.staged = NULL;
     outgoing o = state->outgoing;
@@ -552,6 +587,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
     for (int64_t i = 0; i < r->count; i++) {
         const char *row = r->logits + row_of(r, i) * r->logits_step;
         const int64_t label = r->label[i];
+        if (strewn) expect_row(t, r, i + (r->consecutive ? 1 : 3));
         if (w.staged) stage_row(t, r, &s, i, &w, state, &o, storage);
         if (!r->all_kept && r->weight[i] == 0) {
             s.max[i] = s.rest[i] = s.distance[i] = s.z[i] = 0, s.mass[i] = 0;
@@ -563,10 +599,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
             s.label_logit[i] = (real)load_number(row + label * q->logits.class_stride,
                                                  direct ? storage : q->logits.dtype, !direct && q->logits.byte_swapped);
         double sum = INFINITY, spread = 0;
-        if (!t->needs_max)
-            sum =
-                shifted_sum(t, row, label, s.label_logit[i], &w, keep, &spread, t->stream ? &o : NULL, direct, storage);
-        if (overlaps) finish_sending(&o, storage);
+        if (!t->needs_max) sum = shifted_sum(t, row, label, s.label_logit[i], &w, keep, &spread, &o, direct, storage);
         s.sound[i] = sum <= LARGEST_SHIFTED_SUM;
         if (sum <= LARGEST_SHIFTED_SUM) {
             s.max[i] = s.label_logit[i];
@@ -581,7 +614,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
                 return i;
             }
         }
-        if (w.staged && t->plain && sum <= LARGEST_SHIFTED_SUM)
+        if (w.staged && sum <= LARGEST_SHIFTED_SUM)
             w.scales[i] = true;
         else if (overlaps && sum <= LARGEST_SHIFTED_SUM)
             leave(t, r, &s, i, &w, state, &o, storage);
