@@ -30,11 +30,13 @@ static size_t scratch_bytes(const task *t) { return t->lanes ? lanes_scratch_byt
 static void finish_chunk(const task *t, chunk_state *state) {
     outgoing *o = &state->outgoing;
 #ifdef REAL_HAS_HALVES
-    if (o->left > 0 && t->problem->out.dtype == FASTCE_F16) finish_sending(o, FASTCE_F16);
-    if (o->left > 0 && t->problem->out.dtype == FASTCE_BF16) finish_sending(o, FASTCE_BF16);
+    if (t->problem->out.dtype == FASTCE_F16)
+        finish_sending(o, FASTCE_F16);
+    else if (t->problem->out.dtype == FASTCE_BF16)
+        finish_sending(o, FASTCE_BF16);
 #endif
     finish_sending(o, real_dtype());
     if (t->stream) v_fence();
 }
 
-#define KERNELS {visit_any, scratch_bytes, finish_chunk, load_targets, first_bad_dense_row}
+#define KERNELS {visit_any, scratch_bytes, finish_chunk, stream_zeros, load_targets, first_bad_dense_row}
