@@ -116,34 +116,45 @@ static int64_t visit(const call *c, rows *r, chunk_state *state, char *scratch) 
     return row;
 }
 
-static void zero_row(const fastce_problem *q, char *out, char *value, size_t value_size) {
-    if (value) memset(value, 0, value_size);
+/* Values and gradients of rows of a run that are ignored: neighbours in memory together, for the lines they share. */
+static void zero_rows(const call *c, const rows *r, int64_t first, int64_t count) {
+    const fastce_problem *q = c->task.problem;
+    ptrdiff_t value_size = q->logits.dtype == FASTCE_F64 ? 8 : 4, size = dtype_size(q->out.dtype);
+    ptrdiff_t row_bytes = q->n_classes * size;
+    if (r->values) memset(r->values + first * value_size, 0, (size_t)(count * value_size));
     if (q->output != FASTCE_GRAD) return;
-    size_t size = (size_t)dtype_size(q->out.dtype);
-    if (q->out.class_stride == (ptrdiff_t)size) {
-        memset(out, 0, (size_t)q->n_classes * size);
-    } else {
-        for (int64_t k = 0; k < q->n_classes; k++) memset(out + k * q->out.class_stride, 0, size);
+    bool neighbours = q->out.class_stride == size, together = neighbours && r->out_step == row_bytes;
+    for (int64_t i = 0; i < count; i += together ? count : 1) {
+        char *out = r->out + (first + i) * r->out_step;
+        ptrdiff_t bytes = together ? count * row_bytes : row_bytes;
+        if (neighbours && c->task.stream) {
+            c->kernels->stream_zeros(out, bytes);
+        } else if (neighbours) {
+            memset(out, 0, (size_t)bytes);
+        } else {
+            for (int64_t k = 0; k < q->n_classes; k++) memset(out + k * q->out.class_stride, 0, (size_t)size);
+        }
     }
 }
 
 /* Visits the rows of a batch that are not ignored together with those that wait; returns the first bad row of the run. */
 static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t first, chunk_state *state, char *scratch) {
     const fastce_problem *q = c->task.problem;
-    size_t value_size = q->logits.dtype == FASTCE_F64 ? 8 : 4;
+    const bool dense = q->target_kind == FASTCE_DENSE;
     rows *w = &u->waiting;
-    for (int64_t i = 0; i < batch->count; i++) {
+    for (int64_t i = 0, n_ignored; i < batch->count; i += n_ignored > 0 ? n_ignored : 1) {
         int64_t row = first + i, bad = -1;
-        if (batch->weight[i] == 0) {
-            if (q->target_kind == FASTCE_DENSE) {
+        for (n_ignored = 0; i + n_ignored < batch->count && batch->weight[i + n_ignored] == 0; n_ignored++)
+            if (dense && n_ignored == 1) break;
+        if (n_ignored > 0) {
+            if (dense) {
                 bad = c->kernels->first_bad_dense_row(&c->task, u->at[TARGET] + row * u->step[TARGET], 0, 1);
                 if (bad == 0) {
                     int64_t earlier = visit(c, w, state, scratch);
                     return earlier < 0 ? row : earlier;
                 }
             }
-            zero_row(q, w->out + row * w->out_step, w->values ? w->values + row * (ptrdiff_t)value_size : NULL,
-                     value_size);
+            zero_rows(c, w, row, n_ignored);
             continue;
         }
         int64_t n = w->count++;

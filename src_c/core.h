@@ -73,12 +73,14 @@ typedef struct partial {
 } partial;
 
 /* Reals on their way out past the caches, in whole lines, while what follows is computed: memory is read and written at
- * once. Those from `from` on, times factor, go to `to`. */
+ * once. Of count reals at `from`, sent are gone; each goes to its place from `to` on as factor times itself plus constant,
+ * but for the one at label (-1 where there is none) and the first `final`, which go as they are. One field changes on the
+ * way: pointers that move together would be stored as a pair, and loading them again would wait for the stores before. */
 typedef struct outgoing {
     const void *from;
     char *to;
-    int64_t left;
-    double factor;
+    int64_t count, sent, label, final;
+    double factor, constant, at_label;
 } outgoing;
 
 /* What the visits of a chunk hand on: its sums, losses lane by lane; and what the one before has not sent yet, from one
@@ -106,6 +108,8 @@ typedef struct kernels {
     size_t (*scratch_bytes)(const task *t);
     /* Sends what is still outgoing: after the last visit of a chunk. */
     void (*finish_chunk)(const task *t, chunk_state *state);
+    /* Writes zeros past the caches, but for lines that are not whole. */
+    void (*stream_zeros)(char *p, ptrdiff_t bytes);
     /* See kernels/targets.h. */
     int64_t (*load_targets)(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count, rows *r,
                             partial *sums);

@@ -143,7 +143,7 @@ static INLINE void element_losses(const fastce_problem *q, element_group *g, con
 /* The elements of a visit as vectors load them, and what is made of them. */
 typedef struct element_scratch {
     real x[VISIT_ROWS], target[VISIT_ROWS], value[VISIT_ROWS];
-    real before[LINE], slope[VISIT_ROWS], part[LINE];
+    real slopes[2][MOST_OF_A_LINE + VISIT_ROWS]; /* one fills while the other leaves */
 } element_scratch;
 
 static size_t elements_scratch_bytes(const task *t) {
@@ -208,34 +208,31 @@ static int64_t first_bad_of(const task *t, const char *dense, ptrdiff_t step, in
     return first_bad_element(t, get_elements(&t->problem->target, dense, step, NULL, count, room), count);
 }
 
-/* Past the caches derivatives leave in whole lines: what is left of the last one waits in `part` for the next visit. */
-static void stream_slopes(char *to, int64_t count, element_scratch *w, chunk_state *state) {
-    outgoing *o = &state->outgoing;
-    if (o->left > 0 && o->to + o->left * (ptrdiff_t)sizeof(real) == to) {
-        real *from = w->slope - o->left;
-        memcpy(from, o->from, (size_t)o->left * sizeof(real));
-        *o = (outgoing){from, o->to, o->left + count, 1};
-    } else {
-        finish_sending(o, real_dtype());
-        *o = (outgoing){w->slope, to, count, 1};
-        begin_sending(o, real_dtype());
-    }
-    while (o->left >= LINE) send_line(o);
-    memcpy(w->part, o->from, (size_t)o->left * sizeof(real));
-    o->from = w->part;
+/* Past the caches derivatives leave in whole lines: what is left of the last one goes with those of the next visit, which
+ * are in the other buffer then. */
+static INLINE void stream_slopes(const real *slope, char *to, int64_t count, chunk_state *state, fastce_dtype storage) {
+    send_next(&state->outgoing, as_they_are(slope, to, count), storage);
+    send_lines(&state->outgoing, storage);
+    state->filling = !state->filling;
 }
 
-static void write_slopes(const task *t, const rows *r, element_scratch *w, chunk_state *state) {
+static void write_slopes(const task *t, const rows *r, const real *slope, chunk_state *state) {
     const fastce_array *a = &t->problem->out;
     char *to = r->out + r->first * r->out_step;
     const bool neighbours = r->consecutive && r->out_step == dtype_size(a->dtype) && !a->byte_swapped;
     if (neighbours && t->stream && a->dtype == real_dtype()) {
-        stream_slopes(to, r->count, w, state);
+        stream_slopes(slope, to, r->count, state, real_dtype());
+#ifdef REAL_HAS_HALVES
+    } else if (neighbours && t->stream && a->dtype == FASTCE_F16) {
+        stream_slopes(slope, to, r->count, state, FASTCE_F16);
+    } else if (neighbours && t->stream && a->dtype == FASTCE_BF16) {
+        stream_slopes(slope, to, r->count, state, FASTCE_BF16);
+#endif
     } else if (neighbours && dtype_is_vector(a->dtype)) {
-        narrow_as(to, w->slope, r->count, a->dtype, t->stream);
+        narrow_as(to, slope, r->count, a->dtype, false);
     } else {
         for (int64_t i = 0; i < r->count; i++)
-            scatter(r->out + row_of(r, i) * r->out_step, 0, &w->slope[i], 1, a->dtype, a->byte_swapped);
+            scatter(r->out + row_of(r, i) * r->out_step, 0, &slope[i], 1, a->dtype, a->byte_swapped);
     }
 }
 
@@ -249,6 +246,7 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
     const int64_t bad = first_bad_element(t, target, r->count);
     if (bad >= 0) return bad;
 
+    real *const slope = w->slopes[state->filling] + MOST_OF_A_LINE;
     const element_options o = options_of(q);
     const vec positive = v_set1((real)q->positive);
     wide sums = w_zero();
@@ -280,7 +278,7 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
             v_store(w->value + at, weighted ? weighed(v_from_doubles(weight + at), g.value[j]) : g.value[j]);
             if (!slopes) continue;
             const vec factor = v_from_doubles(scale + at);
-            v_store(w->slope + at, weighted ? weighed(factor, g.slope[j]) : v_mul(factor, g.slope[j]));
+            v_store(slope + at, weighted ? weighed(factor, g.slope[j]) : v_mul(factor, g.slope[j]));
         }
     }
     for (int64_t i = 0; i < r->count; i += LANES) {
@@ -289,6 +287,6 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
     }
     add_exactly(&state->loss[0], &state->lost[0], w_total(sums));
     write_values(r, w->value);
-    if (slopes) write_slopes(t, r, w, state);
+    if (slopes) write_slopes(t, r, slope, state);
     return -1;
 }

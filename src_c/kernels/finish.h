@@ -91,9 +91,13 @@ static void write_values(const rows *r, const real *value) {
  * stands for either. */
 typedef struct gradient {
     real factor, at_label;
-    real lowered; /* what the exponentials are multiplied by first; 1 but for some plain gradients */
+    real lowered;  /* what the exponentials are multiplied by first; 1 but for some whose label served as maximum */
+    real constant; /* added, of what is spread evenly where the label served as maximum; else NOTHING */
     real q_factor, total, share, lost, pull; /* where q is more than a label */
 } gradient;
+
+/* What adds nothing, not even to a zero of either sign. */
+#define NOTHING (real) - 0.0
 
 static INLINE bool must_lower(double factor) { return fabs(factor) < SMALLEST_FACTOR; }
 
@@ -108,18 +112,39 @@ static INLINE double share_at_max(real rest, real quotient) {
  * small, that its digits would not fit where the gradient's do: a power of two moves from them to it. */
 static INLINE gradient plain_gradient(double scale, double share, real rest) {
     const bool lower = must_lower(scale * share);
-    gradient g = {.factor = (real)(lower ? scale * (share / LOWERED) : scale * share), .lowered = lower ? LOWERED : 1};
+    gradient g = {.factor = (real)(lower ? scale * (share / LOWERED) : scale * share),
+                  .lowered = lower ? LOWERED : 1,
+                  .constant = NOTHING};
     g.at_label = g.factor * (-rest * g.lowered);
     return g;
+}
+
+/* The same with z-loss, or with even_q of each class beside the label. */
+static INLINE gradient even_gradient(const task *t, const rows *r, const results *s, int64_t i, double share) {
+    const double scale = r->grad_scale[i], even = r->weight[i] * t->even_q, on_label = r->label_mass[i] + even;
+    const double elsewhere = r->weight[i] * (t->q_vector_sum - t->even_q);
+    const double z_part =
+        t->problem->z_loss == 0 ? 0 : 2 * (double)s->z[i] * ((double)s->max[i] + (double)s->log_total[i]);
+    const double factor = scale * (on_label + elsewhere + z_part), rest = (double)s->rest[i];
+    const bool lower = must_lower(factor * share);
+    return (gradient){
+        .factor = (real)(factor * (lower ? share / LOWERED : share)),
+        .at_label = (real)(scale * ((elsewhere + z_part) * share - on_label * (rest * share))),
+        .lowered = lower ? LOWERED : 1,
+        .constant = even != 0 ? (real)(-scale * even) : NOTHING,
+    };
 }
 
 static INLINE gradient gradient_of_row(const task *t, const rows *r, const results *s, int64_t i) {
     const fastce_problem *q = t->problem;
     if (q->target_kind == FASTCE_NO_TARGET)
-        return (gradient){.factor = q->output == FASTCE_SOFTMAX ? 1 / (1 + s->rest[i]) : 1, .lowered = 1};
-    if (t->plain && s->sound[i] != 0)
-        return plain_gradient(r->grad_scale[i] * r->label_mass[i], share_at_max(s->rest[i], 1 / (1 + s->rest[i])),
-                              s->rest[i]);
+        return (gradient){
+            .factor = q->output == FASTCE_SOFTMAX ? 1 / (1 + s->rest[i]) : 1, .lowered = 1, .constant = NOTHING};
+    if (!t->needs_max && s->sound[i] != 0) {
+        const double share = share_at_max(s->rest[i], 1 / (1 + s->rest[i]));
+        return t->plain ? plain_gradient(r->grad_scale[i] * r->label_mass[i], share, s->rest[i])
+                        : even_gradient(t, r, s, i, share);
+    }
     bool labels = q->target_kind == FASTCE_LABELS, vector = q->class_vector != NULL;
     double rest = (double)s->rest[i], top = 1 / (1 + rest), scale = r->grad_scale[i], weight = r->weight[i];
     double mass = s->mass[i], on_label = labels ? r->label_mass[i] : 0, z_part = 0;
@@ -130,12 +155,9 @@ static INLINE gradient gradient_of_row(const task *t, const rows *r, const resul
     gradient g = {
         .factor = (real)(scale * (mass + z_part) * top),
         .lowered = 1,
+        .constant = NOTHING,
         .at_label = (real)(scale * (s->label_logit[i] == s->max[i] ? at_max : below)),
     };
-    if (!t->needs_max && must_lower(scale * (mass + z_part) * top)) {
-        g.factor = (real)(scale * (mass + z_part) * (top / LOWERED));
-        g.lowered = LOWERED;
-    }
     if (labels && !vector) return g;
     g.q_factor = (real)(-scale * weight);
     g.total = (real)(labels ? r->label_mass[i] / weight + t->q_vector_sum : s->unit_mass[i]);
@@ -148,17 +170,21 @@ static INLINE gradient gradient_of_row(const task *t, const rows *r, const resul
 /* Gradients of the rows of a visit, field by field. */
 typedef struct gradients {
     bool any_lowered;
-    real factor[VISIT_ROWS], at_label[VISIT_ROWS], lowered[VISIT_ROWS];
+    real factor[VISIT_ROWS], at_label[VISIT_ROWS], lowered[VISIT_ROWS], constant[VISIT_ROWS];
     real q_factor[VISIT_ROWS], total[VISIT_ROWS], share[VISIT_ROWS], lost[VISIT_ROWS], pull[VISIT_ROWS];
 } gradients;
 
-/* Of rows [first, end), all plain. */
-static void find_plain_gradients(const rows *r, const results *s, int64_t first, int64_t end, gradients *g) {
+static INLINE void find_quotients(const results *s, int64_t first, int64_t end, real *quotient) {
     const vec one = v_set1(1);
-    real quotient[VISIT_ROWS];
-    int lowered = 0;
     for (int64_t i = first / LANES * LANES; i < end; i += LANES)
         v_store(&quotient[i], v_div(one, v_add(one, v_load(&s->rest[i]))));
+}
+
+/* Of rows [first, end), all plain. */
+static void find_plain_gradients(const rows *r, const results *s, int64_t first, int64_t end, gradients *g) {
+    real quotient[VISIT_ROWS];
+    int lowered = 0;
+    find_quotients(s, first, end, quotient);
     for (int64_t i = first; i < end; i++) {
         double factor = r->grad_scale[i] * r->label_mass[i] * share_at_max(s->rest[i], quotient[i]);
         g->factor[i] = (real)factor;
@@ -172,5 +198,26 @@ static void find_plain_gradients(const rows *r, const results *s, int64_t first,
         g->factor[i] = one.factor;
         g->at_label[i] = one.at_label;
         g->lowered[i] = one.lowered;
+    }
+}
+
+/* The same where there is z-loss or something spread evenly, and each label served as maximum. */
+static void find_even_gradients(const task *t, const rows *r, results *s, int64_t first, int64_t end, gradients *g) {
+    real quotient[VISIT_ROWS];
+    find_quotients(s, first, end, quotient);
+    for (int64_t i = first / GROUP * GROUP; i < end && t->problem->z_loss != 0; i += GROUP) {
+        vec x[4];
+        for (int j = 0; j < 4; j++) x[j] = v_load(&s->rest[i + j * LANES]);
+        log1p_vectors(x, 4);
+        for (int j = 0; j < 4; j++) v_store(&s->log_total[i + j * LANES], x[j]);
+    }
+    g->any_lowered = false;
+    for (int64_t i = first; i < end; i++) {
+        gradient one = even_gradient(t, r, s, i, share_at_max(s->rest[i], quotient[i]));
+        g->factor[i] = one.factor;
+        g->at_label[i] = one.at_label;
+        g->lowered[i] = one.lowered;
+        g->constant[i] = one.constant;
+        g->any_lowered |= one.lowered != 1;
     }
 }

@@ -52,14 +52,16 @@ static int64_t first_bad_target(const task *t, const char *dense, ptrdiff_t step
 static void finish_chunk(const task *t, chunk_state *state) {
     outgoing *o = &state->outgoing;
 #ifdef REAL_HAS_HALVES
-    if (o->left > 0 && t->problem->out.dtype == FASTCE_F16) finish_sending(o, FASTCE_F16);
-    if (o->left > 0 && t->problem->out.dtype == FASTCE_BF16) finish_sending(o, FASTCE_BF16);
+    if (t->problem->out.dtype == FASTCE_F16)
+        finish_sending(o, FASTCE_F16);
+    else if (t->problem->out.dtype == FASTCE_BF16)
+        finish_sending(o, FASTCE_BF16);
 #endif
     finish_sending(o, real_dtype());
     if (t->stream) v_fence();
 }
 
-#define KERNELS {visit_any, scratch_bytes, finish_chunk, load_targets, first_bad_target}
+#define KERNELS {visit_any, scratch_bytes, finish_chunk, stream_zeros, load_targets, first_bad_target}
 
 /* accuracy/ measures the functions alone, in the region of their ISA. */
 #ifdef BESIDE_KERNELS

@@ -212,7 +212,7 @@ static INLINE vec is_refused(vec logit, vec rest) {
 static INLINE void take_all(const lane_state *a, few x, ptrdiff_t step, int64_t begin, int64_t end, real *columns,
                             real *logits, outgoing *o) {
     for (int64_t i = begin; i < end; i += LANES, x.p += LANES * step) {
-        if (o->left) send_line(o), send_line(o);
+        if (o->sent < o->count) send_line(o), send_line(o);
         v_store(&logits[i], take_label(&x, v_load(&a->label[i]), columns + i * x.n));
     }
 }
@@ -691,7 +691,7 @@ static INLINE void write_few(const few_gradients *g, const real *column, int64_t
 static void let_leave(const task *t, const rows *r, lane_scratch *w, chunk_state *state) {
     outgoing *o = &w->outgoing;
     finish_sending(o, real_dtype());
-    *o = (outgoing){w->leaving, r->out + r->first * r->out_step, r->count * t->problem->n_classes, 1};
+    *o = as_they_are(w->leaving, r->out + r->first * r->out_step, r->count * t->problem->n_classes);
     begin_sending(o, real_dtype());
     state->filling = !state->filling;
 }

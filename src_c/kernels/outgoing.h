@@ -1,11 +1,25 @@
 /* Sends what is outgoing, a group of vectors at a time: see core.h. */
 
-enum { PAGE_BYTES = 4096, LINE = 64 / sizeof(real) };
+enum { PAGE_BYTES = 4096, LINE_BYTES = 64, MOST_OF_A_LINE = LINE_BYTES / 2 /* elements */ };
 
+/* Reals that are sent as they are. */
+static INLINE outgoing as_they_are(const real *from, char *to, int64_t count) {
+    return (outgoing){.from = from, .to = to, .count = count, .label = -1, .factor = 1, .constant = NOTHING};
+}
+
+/* Up to a vector of what goes out, from element i on, n of them. */
+static INLINE vec outgoing_vector(const outgoing *o, int64_t i, int64_t n) {
+    const real *from = (const real *)o->from + i;
+    const vec e = n < LANES ? v_load_first(from, n, v_set1(0)) : v_load(from), lane = v_iota();
+    vec x = v_fma(v_set1((real)o->factor), e, v_set1((real)o->constant));
+    x = v_select(v_eq(lane, v_set1((real)(o->label - i))), v_set1((real)o->at_label), x);
+    return v_select(v_gt(v_set1((real)(o->final - i)), lane), e, x);
+}
+
+/* Of a line that is not whole: through the cache. */
 static INLINE void send_part(outgoing *o, int64_t n, fastce_dtype storage) {
-    const real *from = o->from;
-    store_first(o->to, v_mul(v_set1((real)o->factor), v_load_first(from, n, v_set1(0))), n, storage);
-    *o = (outgoing){from + n, o->to + n * storage_size(storage), o->left - n, o->factor};
+    store_first(o->to + o->sent * storage_size(storage), outgoing_vector(o, o->sent, n), n, storage);
+    o->sent += n;
 }
 
 /* A store waits for the translation of its page, and all later ones with it: the next page's is fetched ahead. */
@@ -13,40 +27,88 @@ static INLINE void expect_page(const char *to, ptrdiff_t size) {
     if (((uintptr_t)to & (PAGE_BYTES - 1)) < (uintptr_t)size) __builtin_prefetch(to + PAGE_BYTES);
 }
 
-/* A line, where so much is left: strewn over what is computed, as memory takes lines one at a time. */
+/* A line of reals as they are, where so much is left: strewn over what is computed, as memory takes lines one at a time. */
 static INLINE void send_line(outgoing *o) {
-    if (o->left < LINE) return;
-    const real *from = o->from;
-    expect_page(o->to, 64);
-    for (int i = 0; i < LINE; i += LANES) v_stream((real *)o->to + i, v_mul(v_set1((real)o->factor), v_load(from + i)));
-    *o = (outgoing){from + LINE, o->to + 64, o->left - LINE, o->factor};
+    enum { LINE = LINE_BYTES / sizeof(real) };
+    if (o->count - o->sent < LINE) return;
+    const real *from = (const real *)o->from + o->sent;
+    real *to = (real *)o->to + o->sent;
+    expect_page((char *)to, LINE_BYTES);
+    for (int i = 0; i < LINE; i += LANES) v_stream(to + i, v_load(from + i));
+    o->sent += LINE;
 }
 
+/* A group of vectors, where so much is left. */
 static INLINE void send_group(outgoing *o, fastce_dtype storage) {
-    const vec factor = v_set1((real)o->factor);
-    const real *from = o->from;
-    expect_page(o->to, GROUP * storage_size(storage));
-    for (int j = 0; j < 4; j++)
-        store(o->to + j * LANES * storage_size(storage), v_mul(factor, v_load(from + j * LANES)), storage, true);
-    *o = (outgoing){from + GROUP, o->to + GROUP * storage_size(storage), o->left - GROUP, o->factor};
+    if (o->count - o->sent < GROUP) return;
+    const ptrdiff_t size = storage_size(storage);
+    const real *from = (const real *)o->from + o->sent;
+    char *to = o->to + o->sent * size;
+    expect_page(to, GROUP * size);
+    if ((uint64_t)(o->label - o->sent) < GROUP || o->sent < o->final) {
+        for (int j = 0; j < 4; j++)
+            store(to + j * LANES * size, outgoing_vector(o, o->sent + j * LANES, LANES), storage, true);
+    } else {
+        const vec factor = v_set1((real)o->factor), constant = v_set1((real)o->constant);
+        for (int j = 0; j < 4; j++)
+            store(to + j * LANES * size, v_fma(factor, v_load(from + j * LANES), constant), storage, true);
+    }
+    o->sent += GROUP;
 }
 
 /* Sends up to the first whole line. The last line, if not whole, is written through the cache: it is fetched ahead. */
 static INLINE void begin_sending(outgoing *o, fastce_dtype storage) {
-    __builtin_prefetch(o->to + o->left * storage_size(storage), 1);
-    int64_t head = (int64_t)(-(uintptr_t)o->to % 64) / storage_size(storage);
-    if (head > o->left) head = o->left;
+    __builtin_prefetch(o->to + o->count * storage_size(storage), 1);
+    int64_t head = (int64_t)(-(uintptr_t)o->to % LINE_BYTES) / storage_size(storage);
+    if (head > o->count) head = o->count;
     for (; head >= LANES; head -= LANES) send_part(o, LANES, storage);
     if (head > 0) send_part(o, head, storage);
 }
 
+/* Sends all whole lines. */
+static INLINE void send_lines(outgoing *o, fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    while (o->count - o->sent >= GROUP) send_group(o, storage);
+    while ((o->count - o->sent) * size >= LINE_BYTES)
+        for (int64_t end = o->sent + LINE_BYTES / size; o->sent < end; o->sent += LANES)
+            store(o->to + o->sent * size, outgoing_vector(o, o->sent, LANES), storage, true);
+}
+
 static INLINE void finish_sending(outgoing *o, fastce_dtype storage) {
-    while (o->left >= GROUP) send_group(o, storage);
-    for (; o->left >= LANES; o->left -= LANES) {
-        const real *from = o->from;
-        store(o->to, v_mul(v_set1((real)o->factor), v_load(from)), storage, true);
-        o->from = from + LANES;
-        o->to += LANES * storage_size(storage);
+    send_lines(o, storage);
+    while (o->sent < o->count) send_part(o, o->count - o->sent < LANES ? o->count - o->sent : LANES, storage);
+}
+
+/* Sends `next` after what is outgoing. Where it follows in memory, its first line takes along what is left of the last:
+ * in its final form, in front of the reals of `next`, where there is room for MOST_OF_A_LINE. */
+static INLINE void send_next(outgoing *o, outgoing next, fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    send_lines(o, storage);
+    const int64_t left = o->count - o->sent;
+    if (left == 0 || o->to + o->count * size != next.to) {
+        finish_sending(o, storage);
+        *o = next;
+        begin_sending(o, storage);
+        return;
     }
-    if (o->left > 0) send_part(o, o->left, storage);
+    real *joined = (real *)next.from - left;
+    for (int64_t i = 0; i < left; i += LANES) {
+        const int64_t n = left - i < LANES ? left - i : LANES;
+        v_store_first(joined + i, outgoing_vector(o, o->sent + i, n), n);
+    }
+    next.from = joined;
+    next.to -= left * size;
+    next.count += left;
+    next.label += next.label < 0 ? 0 : left;
+    next.final = left;
+    *o = next;
+}
+
+static void stream_zeros(char *p, ptrdiff_t bytes) {
+    const ptrdiff_t to_line = (ptrdiff_t)(-(uintptr_t)p % LINE_BYTES), head = to_line < bytes ? to_line : bytes;
+    char *end = p + bytes;
+    memset(p, 0, (size_t)head);
+    for (p += head; end - p >= LINE_BYTES; p += LINE_BYTES)
+        for (int i = 0; i < LINE_BYTES; i += (int)sizeof(vec)) v_stream((real *)(p + i), v_set1(0));
+    memset(p, 0, (size_t)(end - p));
 }

@@ -1,7 +1,7 @@
 /* Rows of vectors: neighbouring classes fill a vector, one row at a time, block by block, so that memory is read once.
  * For long rows whose classes are neighbours in memory. */
 
-enum { STAGED_REALS = 1 << 14, STAGED_ROOM = STAGED_REALS + GROUP, MOST_STAGED = 512 };
+enum { STAGED_REALS = 1 << 14, STAGED_ROOM = STAGED_REALS + GROUP, MOST_STAGED = 128 };
 
 /* A block of a row as vectors load it: where it lies, or copied. */
 typedef struct block {
@@ -73,7 +73,7 @@ static INLINE const real *limits_at(int64_t i, int64_t excluded) {
 }
 
 /* The same for a vector whose first lanes, as many as it starts before the end of the first half, were there before. */
-static const real overlap_limits[2 * LANES] = {[0 ... LANES - 1] = -INFINITY, [LANES ... 2 * LANES - 1] = EXP_HIGHEST};
+static const real overlap_limits[2 * LANES] = {[0 ... LANES - 1] = -INFINITY, [LANES... 2 * LANES - 1] = EXP_HIGHEST};
 
 static INLINE void exp_and_add(vec *x, int count, vec shift, const real *limit, vec *sum, real *kept, int64_t n) {
     vec highest[4];
@@ -118,7 +118,7 @@ static INLINE void prefetch_ahead(const char *p, ptrdiff_t size, ptrdiff_t ahead
 /* Sum of exp(x_k - shift) over a block without the class at excluded (none where it is not in the block), whose exponential is kept as 0.
  * Every few vectors the sum moves to float64, so that its error does not grow. */
 static INLINE double block_exp_sum_as(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead, outgoing *o,
-                                   fastce_dtype storage) {
+                                      fastce_dtype storage) {
     enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
     wide sums = w_zero();
@@ -130,11 +130,11 @@ static INLINE double block_exp_sum_as(block b, real shift, int64_t excluded, rea
         prefetch_ahead(p, GROUP * size, ahead);
         for (int j = 0; j < 4; j++) x[j] = load(p + j * LANES * size, storage);
         exp_and_add(x, 4, shifts, limits_at(i, excluded), sum, kept ? kept + i : NULL, GROUP);
-        if (o && o->left >= GROUP) send_group(o, storage);
+        if (o) send_group(o, storage);
         if (groups % GROUPS_A_FLUSH == 0) flush(&sums, sum);
     }
     prefetch_ahead(b.p + i * size, (b.n - i) * size, ahead);
-    if (o && o->left >= GROUP) send_group(o, storage);
+    if (o) send_group(o, storage);
     const real *limit = limits_at(i, excluded);
     real *to = kept ? kept + i : NULL;
     switch ((b.n - i + LANES - 1) / LANES) {
@@ -156,11 +156,13 @@ static INLINE double block_exp_sum_as(block b, real shift, int64_t excluded, rea
     return w_total(w_add(sums, four_in_one(sum)));
 }
 
-static __attribute__((noinline)) double block_exp_sum_real(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead, outgoing *o) {
+static __attribute__((noinline)) double block_exp_sum_real(block b, real shift, int64_t excluded, real *kept,
+                                                           ptrdiff_t ahead, outgoing *o) {
     if (!kept) return block_exp_sum_as(b, shift, excluded, NULL, ahead, NULL, real_dtype());
     return block_exp_sum_as(b, shift, excluded, kept, ahead, o, real_dtype());
 }
-static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead, outgoing *o, fastce_dtype storage) {
+static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead, outgoing *o,
+                                   fastce_dtype storage) {
     if (storage == real_dtype()) return block_exp_sum_real(b, shift, excluded, kept, ahead, o);
     return block_exp_sum_as(b, shift, excluded, kept, ahead, o, storage);
 }
@@ -181,7 +183,7 @@ typedef struct short_rows {
 
 /* Vectors whose lanes are still to be added up, of ROWS_AT_ONCE rows at a time. Adding them up needs few instructions, but
  * each waits for the one before: that of many rows together overlaps. */
-enum { VECTORS_A_FLUSH = 8, PENDING_REALS = 1024 };
+enum { VECTORS_A_FLUSH = 4, PENDING_REALS = 1024 };
 
 static INLINE int64_t flushes_of_short(int64_t n) {
     const int64_t whole = n / LANES;
@@ -268,7 +270,7 @@ static INLINE void sum_short_as(short_rows *g, int64_t rows, int64_t n, bool kee
                 exp_column(g, row, i, shift, limit, x, spreads ? below : NULL, keeps, storage);
                 for (int j = 0; j < ROWS_AT_ONCE; j++) sum[j] = v_add(sum[j], x[j]);
                 for (int j = 0; j < ROWS_AT_ONCE && spreads; j++) spread[j] = v_sub(spread[j], below[j]);
-                if (o && o->left >= GROUP) send_group(o, storage);
+                if (o) send_group(o, storage);
             }
             for (int j = 0; j < ROWS_AT_ONCE; j++, to += LANES) v_store(to, sum[j]);
             for (int j = 0; j < ROWS_AT_ONCE && spreads; j++, spread_to += LANES) v_store(spread_to, spread[j]);
@@ -396,8 +398,7 @@ static const real *get_dense_block(const task *t, const char *row, int64_t first
 /* Scratch of the kernel: exponentials of a row, the shift of each of its blocks, and a block of x, q and output. */
 typedef struct row_scratch {
     real *kept, *shifts, *x, *q, *out;
-    real *leaving; /* the row before, where rows leave while the next is computed; else NULL */
-    real *staged;  /* rows that will leave together, NULL where each goes out by itself; kept is within it */
+    real *staged; /* rows that will leave together, NULL where each goes out by itself; kept is within it */
     int64_t staged_rows;
     bool scales[VISIT_ROWS]; /* which rows of the visit are staged as exponentials, all of q on their label */
 } row_scratch;
@@ -411,54 +412,70 @@ static size_t kept_classes(int64_t n_classes) {
 static bool rows_are_staged(const task *t) { return t->stream && t->problem->n_classes <= MOST_STAGED; }
 
 static bool rows_overlap(const task *t) {
-    return t->stream && t->plain && t->problem->n_classes > MOST_STAGED && t->problem->n_classes <= KEPT_CLASSES;
+    return t->stream && !t->needs_max && t->problem->n_classes > MOST_STAGED && t->problem->n_classes <= KEPT_CLASSES;
 }
 
 static bool rows_are_short(const task *t) { return !t->needs_max && t->problem->n_classes <= SHORT_CLASSES; }
 
-/* More than one row is kept where short ones are computed at once, or where one leaves while the other fills. */
-static size_t rows_kept(const task *t) { return rows_are_short(t) ? ROWS_AT_ONCE : rows_overlap(t) ? 2 : 1; }
+/* More than one row is kept where short ones are computed at once, and twice as many where those that leave do so while
+ * others fill. */
+static size_t rows_kept(const task *t) { return (rows_are_short(t) ? ROWS_AT_ONCE : 1) * (rows_overlap(t) ? 2 : 1); }
+
+/* From one kept row to the next: a row that leaves may take along what is left of the line before it. */
+static size_t kept_step(const task *t) { return MOST_OF_A_LINE + kept_classes(t->problem->n_classes); }
 
 static size_t rows_scratch_bytes(const task *t) {
     int64_t classes = t->problem->n_classes;
     size_t kept = t->problem->out.data ? kept_classes(classes) : 0, staged = rows_are_staged(t) ? 2 * STAGED_ROOM : 0;
-    size_t reals = kept * rows_kept(t) + kept / BLOCK_CLASSES + 1 + 3 * (BLOCK_CLASSES + GROUP) + staged;
+    size_t reals = kept_step(t) * rows_kept(t) + kept / BLOCK_CLASSES + 1 + 3 * (BLOCK_CLASSES + GROUP) + staged;
     return reals * sizeof(real) + 64;
+}
+
+/* Where rows are kept: of those that overlap the one, or the set, that does not leave. */
+static real *kept_rows(const task *t, const chunk_state *state, char *scratch) {
+    const size_t set = rows_overlap(t) && state->filling ? rows_kept(t) / 2 : 0;
+    return (real *)scratch + MOST_OF_A_LINE + set * kept_step(t);
 }
 
 static row_scratch lay_out_rows(const task *t, const chunk_state *state, char *scratch) {
     int64_t classes = t->problem->n_classes;
     size_t kept = t->problem->out.data ? kept_classes(classes) : 0;
-    row_scratch w = {.kept = (real *)scratch};
-    w.x = w.kept + kept * rows_kept(t);
+    row_scratch w = {.kept = kept_rows(t, state, scratch)};
+    w.x = (real *)scratch + kept_step(t) * rows_kept(t);
     w.q = w.x + BLOCK_CLASSES + GROUP;
     w.out = w.q + BLOCK_CLASSES + GROUP;
     w.shifts = w.out + BLOCK_CLASSES + GROUP;
     w.staged = w.shifts + kept / BLOCK_CLASSES + 1;
-    if (rows_overlap(t)) w.kept += state->filling * kept;
     if (rows_are_staged(t)) w.staged += state->filling * STAGED_ROOM;
     return w;
 }
 
 /* Lets the staged rows leave, which are the last before row end of the visit; the next gather in the other buffer. */
-static INLINE void flush_stage(const task *t, const rows *r, const results *s, row_scratch *w, int64_t end,
+static INLINE void flush_stage(const task *t, const rows *r, results *s, row_scratch *w, int64_t end,
                                chunk_state *state, outgoing *o, fastce_dtype storage) {
     const int64_t first = end - w->staged_rows, n_classes = t->problem->n_classes;
     if (w->staged_rows == 0) return;
     gradients g;
-    find_plain_gradients(r, s, first, end, &g);
+    if (t->plain)
+        find_plain_gradients(r, s, first, end, &g);
+    else if (!t->needs_max)
+        find_even_gradients(t, r, s, first, end, &g);
     for (int64_t i = first; i < end; i++) {
         real *e = w->staged + (i - first) * n_classes;
         if (!w->scales[i]) continue;
         for (int64_t k = 0; k < n_classes && g.any_lowered; k++) e[k] *= g.lowered[i];
-        const vec factor = v_set1(g.factor[i]);
+        const real constant = t->plain ? NOTHING : g.constant[i];
+        const vec factors = v_set1(g.factor[i]), constants = v_set1(constant);
         int64_t k = 0;
-        for (; k + LANES <= n_classes; k += LANES) v_store(e + k, v_mul(factor, v_load(e + k)));
-        for (; k < n_classes; k++) e[k] *= g.factor[i];
+        for (; k + LANES <= n_classes; k += LANES) v_store(e + k, v_fma(factors, v_load(e + k), constants));
+        for (; k < n_classes && t->plain; k++) e[k] *= g.factor[i];
+        if (k < n_classes)
+            v_store_first(e + k, v_fma(factors, v_load_first(e + k, n_classes - k, constants), constants),
+                          n_classes - k);
         e[r->label[i]] = g.at_label[i];
     }
     finish_sending(o, storage);
-    *o = (outgoing){w->staged, r->out + row_of(r, first) * r->out_step, w->staged_rows * n_classes, 1};
+    *o = as_they_are(w->staged, r->out + row_of(r, first) * r->out_step, w->staged_rows * n_classes);
     begin_sending(o, storage);
     w->staged += state->filling ? -STAGED_ROOM : STAGED_ROOM;
     w->staged_rows = 0;
@@ -556,7 +573,7 @@ static INLINE max_result max_and_rest(const task *t, const char *row, const char
 
 /* The gradient from the exponentials of a block, which are shifted by the row's maximum where at_max. */
 static INLINE vec scaled(vec e, const real *q, int64_t n, const gradient *g, bool at_max) {
-    vec x = v_mul(v_set1(g->factor), e);
+    vec x = v_fma(v_set1(g->factor), e, v_set1(g->constant));
     if (!q) return x;
     vec qs = n < LANES ? v_load_first(q, n, v_set1(0)) : v_load(q);
     x = v_fma(v_set1(g->q_factor), qs, x);
@@ -617,6 +634,8 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
     bool log_softmax = q->output == FASTCE_LOG_SOFTMAX;
     if (log_softmax || q->z_loss != 0) s->log_total[i] = log1p_one(s->rest[i]);
     real log_total = s->log_total[i];
+    const bool even =
+        !t->needs_max && s->sound[i] != 0; /* q is its label's mass and what the gradient's constant has */
     s->label_exp[i] = label < 0 ? 0 : s->label_logit[i] == max ? 1 : exp_one(s->label_logit[i] - max);
     const gradient g = gradient_of_row(t, r, s, i);
     real *staged = w->staged ? w->kept : NULL;
@@ -624,7 +643,7 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
     for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
         int64_t n = q->n_classes - first < BLOCK_CLASSES ? q->n_classes - first : BLOCK_CLASSES;
         real *e = w->kept + first;
-        const real *qs = t->q_vector ? (const real *)t->q_vector + first : NULL;
+        const real *qs = t->q_vector && !even ? (const real *)t->q_vector + first : NULL;
         gradient block_gradient = g;
         bool at_max = true;
         if (log_softmax) {
@@ -665,6 +684,10 @@ static void write_zeros(const task *t, const rows *r, int64_t i, row_scratch *w)
         memset(w->kept, 0, (size_t)n_classes * sizeof(real));
         return;
     }
+    if (t->stream) {
+        stream_zeros(r->out + row_of(r, i) * r->out_step, n_classes * a->class_stride);
+        return;
+    }
     memset(w->out, 0, BLOCK_CLASSES * sizeof(real));
     for (int64_t first = 0; first < n_classes; first += BLOCK_CLASSES) {
         int64_t n = n_classes - first < BLOCK_CLASSES ? n_classes - first : BLOCK_CLASSES;
@@ -673,17 +696,24 @@ static void write_zeros(const task *t, const rows *r, int64_t i, row_scratch *w)
     }
 }
 
-/* Lets the row whose exponentials are kept leave, all of its q on the label; the next is kept in the other buffer. */
-static INLINE void leave(const task *t, const rows *r, const results *s, int64_t i, row_scratch *w, chunk_state *state,
+/* Lets the row whose exponentials are kept leave, its label having served as maximum; the next is kept in the other
+ * buffer. */
+static INLINE void leave(const task *t, const rows *r, results *s, int64_t i, row_scratch *w, chunk_state *state,
                          outgoing *o, fastce_dtype storage) {
-    const int64_t n_classes = t->problem->n_classes, kept = (int64_t)kept_classes(n_classes);
+    const int64_t n_classes = t->problem->n_classes, room = MOST_OF_A_LINE + (int64_t)kept_classes(n_classes);
     real *e = w->kept;
+    if (t->problem->z_loss != 0) s->log_total[i] = log1p_one(s->rest[i]);
     const gradient g = gradient_of_row(t, r, s, i);
-    e[r->label[i]] = -s->rest[i];
     for (int64_t k = 0; k < n_classes && g.lowered != 1; k++) e[k] *= g.lowered;
-    *o = (outgoing){e, r->out + row_of(r, i) * r->out_step, n_classes, (double)g.factor};
-    begin_sending(o, storage);
-    w->kept += state->filling ? -kept : kept;
+    const outgoing next = {.from = e,
+                           .to = r->out + row_of(r, i) * r->out_step,
+                           .count = n_classes,
+                           .label = r->label[i],
+                           .factor = (double)g.factor,
+                           .constant = (double)g.constant,
+                           .at_label = (double)g.at_label};
+    send_next(o, next, storage);
+    w->kept += state->filling ? -room : room;
     state->filling = !state->filling;
 }
 
@@ -736,8 +766,7 @@ static INLINE void sum_short_rows(const task *t, const rows *r, const int64_t *a
         const int64_t later = r->consecutive || i + ahead < r->count ? i + ahead : r->count - 1;
         const char *row = r->logits + row_of(r, i) * r->logits_step;
         g->label[j] = r->label[i];
-        g->p[j] =
-            get_block(&t->problem->logits, row, 0, n_classes, direct, w->x + j % ROWS_AT_ONCE * SHORT_CLASSES).p;
+        g->p[j] = get_block(&t->problem->logits, row, 0, n_classes, direct, w->x + j % ROWS_AT_ONCE * SHORT_CLASSES).p;
         if (packed)
             g->ahead[j] = j % ROWS_AT_ONCE == 0 ? row + ahead * r->logits_step : g->ahead[j - 1] + bytes;
         else
@@ -764,7 +793,7 @@ static INLINE bool settle_row(const task *t, const rows *r, results *s, int64_t 
         *plain = false;
         if (!reduce_row_by_max(t, r, s, i, w, keep, direct, storage)) return false;
     }
-    if (w->staged && t->plain && sound)
+    if (w->staged && sound)
         w->scales[i] = true;
     else if (rows_overlap(t) && sound)
         leave(t, r, s, i, w, state, o, storage);
@@ -773,15 +802,29 @@ static INLINE bool settle_row(const task *t, const rows *r, results *s, int64_t 
     return true;
 }
 
+/* Asks for what no stream brings of a row that is visited soon: the label's logit, and rows that are not consecutive. */
+static INLINE void expect_row(const task *t, const rows *r, int64_t i) {
+    if (i >= r->count) return;
+    const fastce_problem *q = t->problem;
+    const char *row = r->logits + row_of(r, i) * r->logits_step;
+    if (r->label[i] >= 0) __builtin_prefetch(row + r->label[i] * q->logits.class_stride);
+    if (r->consecutive) return;
+    const ptrdiff_t size = q->n_classes * q->logits.class_stride;
+    prefetch(row, size < AHEAD_BYTES ? size : AHEAD_BYTES);
+    if (!t->stream) return;
+    const char *out = r->out + row_of(r, i) * r->out_step;
+    __builtin_prefetch(out, 1);
+    __builtin_prefetch(out + size, 1);
+}
+
 static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, char *scratch, bool direct,
                                     fastce_dtype storage) {
     const fastce_problem *q = t->problem;
     const bool keep = q->out.data && q->output != FASTCE_LOG_SOFTMAX && q->n_classes <= KEPT_CLASSES;
-    const bool overlaps = rows_overlap(t), short_ones = rows_are_short(t);
+    const bool sets_leave = rows_overlap(t) && rows_are_short(t), short_ones = rows_are_short(t);
+    const bool strewn = !short_ones && (!r->consecutive || q->n_classes > BLOCK_CLASSES);
     row_scratch w = lay_out_rows(t, state, scratch);
     if (!rows_are_staged(t) || !rows_are_packed(&q->out, r->out_step, r, q->n_classes)) w.staged = NULL;
-    real *const kept = w.kept;
-    const size_t room = kept_classes(q->n_classes);
     const int64_t row_bytes = q->n_classes * storage_size(storage);
     const int64_t ahead = ROWS_AT_ONCE * ((AHEAD_BYTES + ROWS_AT_ONCE * row_bytes - 1) / (ROWS_AT_ONCE * row_bytes));
     const bool waits = short_ones && direct && (w.staged || !q->out.data);
@@ -793,10 +836,14 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
     for (int64_t next = 0; next < r->count;) {
         int64_t at[BATCH_ROWS], count = 0;
         short_rows g;
+        const int filling = state->filling;
+        const void *const leaving = o.from;
+        real *const kept = kept_rows(t, state, scratch);
         if (w.staged && (w.staged_rows + 1) * q->n_classes > STAGED_REALS)
             flush_stage(t, r, &s, &w, next, state, &o, storage);
         for (; next < r->count && count < batch; next++) {
             const int64_t i = next;
+            if (strewn) expect_row(t, r, i + (r->consecutive ? 1 : 3));
             if (w.staged) {
                 if ((w.staged_rows + 1) * q->n_classes > STAGED_REALS) break;
                 stage_row(t, i, &w);
@@ -810,7 +857,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
             if (!short_ones && r->label[i] >= 0)
                 s.label_logit[i] =
                     load_logit(t, r->logits + row_of(r, i) * r->logits_step, r->label[i], direct, storage);
-            if (short_ones) g.kept[count] = w.staged ? w.kept : kept + (size_t)count * room;
+            if (short_ones) g.kept[count] = w.staged ? w.kept : kept + (size_t)count * kept_step(t);
             at[count++] = i;
         }
         bool all_sound = false;
@@ -841,12 +888,12 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
                                   t->stream ? &o : NULL, direct, storage);
             }
             if (shift - shift != 0) sum = INFINITY;
-            if (overlaps) finish_sending(&o, storage);
             if (!settle_row(t, r, &s, i, sum, spread, &w, keep, &plain, state, &o, direct, storage)) {
                 state->outgoing = o;
                 return i;
             }
         }
+        if (sets_leave) state->filling = o.from != leaving ? !filling : filling; /* the next fill the other set */
     }
     for (int64_t i = 0; i < r->count && t->plain && !plain; i++) /* those before, or beside, one that was not */
         if (s.sound[i] != 0) set_shifted(t, r, &s, i, (double)s.rest[i], 0);
