@@ -207,10 +207,8 @@ def _distillation(p: Problem, x: Array) -> Totals:
     gap = (x - top[:, None]) / p.real.type(p.temperature)
     e = np.exp(gap)
     q = np.exp((teacher - teacher.max(axis=1, keepdims=True)) / p.real.type(p.temperature)).astype(np.float64)
-    q /= q.sum(axis=1, keepdims=True)
-    others = e.copy()
-    np.put_along_axis(others, x.argmax(axis=1)[:, None], 0, axis=1)
-    r = np.where(np.isfinite(top), others.sum(axis=1, dtype=np.float64), np.nan)
+    q /= 1 + _without_first(q, teacher)[:, None]
+    r = np.where(np.isfinite(top), _without_first(e, x), np.nan)
     distance = np.where(q == 0, 0, q * -gap).sum(axis=1)
     loss = np.where(s == 0, 0, s * p.temperature**2 * (np.log1p(r) + distance))
     out = None
@@ -218,6 +216,14 @@ def _distillation(p: Problem, x: Array) -> Totals:
         slope = e / (1 + r)[:, None] - q
         out = np.where(s[:, None] == 0, 0, (_row_scale(p) * s * p.temperature)[:, None] * slope)
     return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
+
+
+def _without_first(e: Array, x: Array) -> Array:
+    """Return the sums of rows of e without the class where x is greatest."""
+    others = e.astype(np.float64)
+    np.put_along_axis(others, x.argmax(axis=1)[:, None], 0, axis=1)
+    sums: Array = others.sum(axis=1)
+    return sums
 
 
 def _log_ratio(a: Array, b: Array) -> Array:
