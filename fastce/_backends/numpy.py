@@ -208,7 +208,7 @@ def _distillation(p: Problem, x: Array) -> Totals:
     e = np.exp(gap)
     q = np.exp((teacher - teacher.max(axis=1, keepdims=True)) / p.real.type(p.temperature)).astype(np.float64)
     q /= 1 + _without_first(q, teacher)[:, None]
-    r = np.where(np.isfinite(top), _without_first(e, x), np.nan)
+    r = _without_first(e, x)
     distance = np.where(q == 0, 0, q * -gap).sum(axis=1)
     loss = np.where(s == 0, 0, s * p.temperature**2 * (np.log1p(r) + distance))
     out = None
@@ -219,11 +219,10 @@ def _distillation(p: Problem, x: Array) -> Totals:
 
 
 def _without_first(e: Array, x: Array) -> Array:
-    """Return the sums of rows of e without the class where x is greatest."""
+    """Return the sums of rows of e without the class where x is greatest, NaN where that is not finite."""
     others = e.astype(np.float64)
     np.put_along_axis(others, x.argmax(axis=1)[:, None], 0, axis=1)
-    sums: Array = others.sum(axis=1)
-    return sums
+    return np.where(np.isfinite(x.max(axis=1)), others.sum(axis=1), np.nan)
 
 
 def _log_ratio(a: Array, b: Array) -> Array:
