@@ -164,6 +164,7 @@ def test_one_class(engine: Engine, dtype: DType) -> None:
     assert (found.loss[0], found.entropy[0], found.target_probability[0], found.margin[0]) == (0, 0, 1, np.inf)
 
 
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), np.dtype(np.float32)], ids=str)
 def test_layouts(engine: Engine, dtype: DType, rng: np.random.Generator) -> None:
     """The same bits for the same strides of classes in any layout, and right in all of them."""
     for n_classes in (5, 37):
@@ -204,8 +205,10 @@ def test_labels_of_any_dtype(engine: Engine, rng: np.random.Generator, kind: str
 
 
 @pytest.mark.parametrize("n_classes", [4, 50])
-def test_fields_alone(engine: Engine, dtype: DType, rng: np.random.Generator, n_classes: int) -> None:
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_fields_alone(engine: Engine, rng: np.random.Generator, kind: type, n_classes: int) -> None:
     """A field asked for alone has the bits it has among all, in special rows too."""
+    dtype = np.dtype(kind)
     x = np.concatenate([cases.normal(rng, (20, n_classes), dtype), special_rows(n_classes, dtype)])
     y = cases.labels(rng, len(x), n_classes)
     y[3] = -100

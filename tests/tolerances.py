@@ -177,14 +177,23 @@ def entropies(rows: Rows, dtype: np.dtype[Any]) -> Array:
 def distillation(rows: Rows, teacher: Rows, temperature: float, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     """Bounds on the loss and the gradient by x/T of rows of x/T, whose measure is the softmax of the teacher's t/T.
 
-    Where 1/T is not exact, its rounding and that of its product are allowed like that of a difference.
+    Where 1/T is not exact, its rounding and that of its product are allowed like that of a difference, of which nothing
+    is known to be exact then.
     """
     real = arithmetic(dtype)
     roundings = 1 if np.frexp(temperature)[0] == 0.5 else 3
+
+    def doubts(side: Rows) -> Array:
+        each, _ = _doubts(side, real)
+        if roundings == 1:
+            return each
+        d = np.where(side.finite[:, None] & np.isfinite(side.x), side.x - side.m[:, None], Wide(0))
+        return np.minimum(np.maximum(each, roundings * np.abs(d) * real.half_eps), 1)
+
     with np.errstate(all="ignore"):
         finite = rows.finite & teacher.finite
         p, q = (np.where(finite[:, None], part, Wide(0)) for part in (rows.p, rows.q))
-        each, of_teacher = (np.minimum(roundings * _doubts(side, real)[0], 1) for side in (rows, teacher))
+        each, of_teacher = doubts(rows), doubts(teacher)
         inexact = (each > 0).any(-1) | (of_teacher > 0).any(-1)
         gap = np.where((q > 0) & finite[:, None], rows.m[:, None] - rows.x, Wide(0))
         distance = (q * gap).sum(-1)

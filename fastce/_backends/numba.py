@@ -465,12 +465,16 @@ def _places(statistics: Statistics) -> Array:
     return np.array([0 if array is None else array.ctypes.data for array in arrays], np.int64)
 
 
+_ZERO = np.zeros(1)
+"""As float32 its first is 0 too."""
+
+
 def _measure(p: Problem) -> tuple[Array | None, Array | None]:
     """Return w and v of q = w*t + v in the arithmetic's dtype, or what is needed of them."""
     if p.kind is Kind.TEACHER:
         return None, None
     if p.kind.element_wise:
-        return None, np.zeros(1, p.real) if p.class_vector is None else p.class_vector.astype(p.real)
+        return None, _ZERO if p.class_vector is None else p.class_vector.astype(p.real)
     if p.dense is None:
         return None, None if p.class_vector is None else p.class_vector.astype(p.real)
     plain = p.class_vector is None and p.class_weight is None and p.target_scale == 1.0
