@@ -415,7 +415,10 @@ def statistics_request(logits: Any, target: Any, *, fields: Any, axis: Any, igno
             shape = x.shape[:-1]
             raise ValueError(f"target: expected integer labels of shape {shape}, got a dense target of {given.shape}")
     known = Statistics._fields if labels is not None else tuple(n for n in Statistics._fields if n not in NEED_LABELS)
-    asked = known if fields is None else (fields,) if isinstance(fields, str) else tuple(fields)
+    try:
+        asked = known if fields is None else (fields,) if isinstance(fields, str) else tuple(fields)
+    except TypeError:
+        raise TypeError(f"fields: expected names, got {_shown(fields)} of type {type(fields).__name__}") from None
     for name in asked:
         if name not in known:
             without = "" if labels is not None else " without a target"

@@ -393,9 +393,9 @@ def kl_divergence(
     Notes
     -----
     A class with :math:`p_k = 0` adds 0 whatever :math:`q_k` is; :math:`p_k > 0` where :math:`q_k = 0` makes the
-    divergence +inf. A negative :math:`q_k`, or NaN, makes it NaN where :math:`p_k > 0`. Each logarithm is formed from
-    the difference of the two numbers where they are near, and within 2 ULP; terms of both signs add up, in float32 by a
-    few and then in float64, so that the error of the sum is relative to the sum of their sizes.
+    divergence +inf. A negative or infinite :math:`q_k`, or NaN, makes it NaN where :math:`p_k > 0`. Each logarithm is
+    formed from the difference of the two numbers where they are near, and within 2 ULP; terms of both signs add up, in
+    float32 by a few and then in float64, so that the error of the sum is relative to the sum of their sizes.
 
     Examples
     --------

@@ -50,6 +50,7 @@ def main(backend: str, variant: str) -> None:
             for at_end in (False, True):
                 for n_rows in (1, 3):
                     call(engine, fences, rng, dtype, (n_rows, n_classes), at_end)
+                call_family(engine, fences, rng, dtype, n_classes, at_end)
                 call(engine, fences, rng, dtype, (2, 3, n_classes), at_end, axis=1)
         # Too large for the caches: written past them, in whole lines.
         for n_classes in (3, 33, 100, 2049, 20001):
@@ -87,6 +88,30 @@ def call(
     dense = place(1, cases.dense(rng, shape, np.float32))
     engine.cross_entropy_with_grad(x, dense, out=out, **options)
     engine.softmax(x, axis=axis, out=out)
+
+
+def call_family(
+    engine: Engine, fences: list[Fence], rng: np.random.Generator, dtype: Any, n: int, at_end: bool
+) -> None:
+    """Element-wise losses of n elements, and losses and divergences of two rows of n classes."""
+
+    def place(i: int, array: cases.Array) -> cases.Array:
+        return fences[i].place(array, at_end=at_end)
+
+    x, w, s = place(0, cases.normal(rng, (n,), dtype)), place(3, rng.random(n)), place(4, rng.random(n, np.float32))
+    out = place(2, np.zeros(n, dtype))
+    for kind in (np.float32, np.float64, np.int64, np.uint8, dtype):
+        t = place(1, rng.integers(0, 2, n).astype(kind))
+        engine.call("binary_cross_entropy_with_logits", x, t, pos_weight=s)
+        engine.call("binary_cross_entropy_with_logits_with_grad", x, t, weight=w, sample_weight=s, out=out)
+        engine.call("mse_loss_with_grad", x, t, out=out, reduction="none", grad_output=s)
+    p, q = (place(i, rng.random((2, n)).astype(dtype)) for i in (0, 1))
+    out, y = place(2, np.zeros((2, n), dtype)), place(3, cases.labels(rng, 2, n))
+    engine.call("nll_loss_with_grad", p, y, out=out)
+    engine.call("categorical_cross_entropy_with_grad", p, y, label_smoothing=0.1, out=out)
+    engine.call("categorical_cross_entropy_with_grad", p, q, out=out)
+    engine.call("kl_divergence", p, q)
+    engine.call("js_divergence", p, q)
 
 
 if __name__ == "__main__":

@@ -360,9 +360,9 @@ def entropy(p: Any, *, axis: int = -1, base: float | None = None) -> Answer:
 @_oracle
 def kl_divergence(p: Any, q: Any, *, axis: int = -1, base: float | None = None, reduction: str = "none") -> Answer:
     p, q = exact(_last(p, axis)), exact(_last(q, axis))
-    sound = np.where(q >= 0, q, exact(np.nan))
+    sound = np.where((q >= 0) & (q < np.inf), q, exact(np.nan))
     ratio = np.where(abs(p - q) < q / 2, log1p((p - q) * reciprocal(sound)), log(p * reciprocal(sound)))
-    ratio = np.where(q == np.inf, exact(-np.inf), ratio)
+    ratio = np.where(sound == sound, ratio, sound)
 
     def moved(dt: Array) -> tuple[Array, Array]:
         with np.errstate(all="ignore"):
@@ -376,7 +376,7 @@ def kl_divergence(p: Any, q: Any, *, axis: int = -1, base: float | None = None, 
 def js_divergence(p: Any, q: Any, *, axis: int = -1, base: float | None = None, reduction: str = "none") -> Answer:
     """By d = |p - q| / (p + q): (1 + d) log(1 + d) + (1 - d) log(1 - d), the sum of d^2k / (k (2k - 1))."""
     p, q = exact(_last(p, axis)), exact(_last(q, axis))
-    sound = np.where(q >= 0, q, exact(np.nan))
+    sound = np.where((q >= 0) & (q < np.inf), q, exact(np.nan))
     d = np.where(p + sound == 0, exact(0.0), abs(p - sound) * reciprocal(p + sound))
     far = (1 + d) * log1p(d) + times(1 - d, log1p(-d))
     z = np.where(d < 0.25, d * d, exact(0.0))

@@ -19,7 +19,14 @@ import numba
 from numba.core.caching import CompileResultCacheImpl
 from numba.core.serialize import dumps
 
-_SOURCES = ("_numba_kernels.py", "_numba_lanes.py", "_numba_math.py", "_numba_terms.py", "_numba_tile.py")
+_SOURCES = (
+    "_numba_kernels.py",
+    "_numba_lanes.py",
+    "_numba_math.py",
+    "_numba_rows.py",
+    "_numba_terms.py",
+    "_numba_tile.py",
+)
 
 
 def _digest() -> str | None:

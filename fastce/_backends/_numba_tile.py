@@ -125,6 +125,7 @@ CALL = np.dtype(
         ("target_scale", "f8"),
         ("z_loss", "f8"),
         ("grad_scale", "f8"),
+        ("temperature", "f8"),
         ("bad", "i8"),  # the first bad row, or the number of rows
         ("loss", "f8"),
         ("weight", "f8"),
@@ -172,6 +173,12 @@ SCRATCH = np.dtype(
         ("at_label", "f8", PITCH),  # the gradient at the label
         ("at_top", "f8", PITCH),  # the gradient at the maximum is at_top*((Q - q) - q*r) + at_top_z
         ("at_top_z", "f8", PITCH),
+        # What is known of rows of which _numba_rows.py asks more: the teacher's maximum, or the greatest logit but the
+        # label's and how many are above that; the first class at the maximum; 1 where there is a NaN.
+        ("other", "f8", PITCH),
+        ("above", "i8", PITCH),
+        ("first", "i8", PITCH),
+        ("has_nan", "f8", PITCH),
         ("sound", "i8", PITCH),  # 1 where the label's logit served in place of the maximum
         ("kept_rows", "i8", PITCH),  # 1 where `exponentials` has a row's
         ("any_bad", "i8"),

@@ -19,7 +19,7 @@ import numpy as np
 from numba.core import types
 
 from fastce import _dtypes, _inputs, _settings
-from fastce._backends import Plan, _numba_cache, _numba_forks, _numba_kernels, _numba_terms
+from fastce._backends import Plan, _numba_cache, _numba_forks, _numba_kernels, _numba_rows, _numba_terms
 from fastce._backends._numba_lanes import ArrayAddress, RecordAddress, Stream
 from fastce._backends._numba_terms import ELEMENTS, Terms
 from fastce._backends._numba_tile import (
@@ -44,7 +44,7 @@ from fastce._backends._numba_tile import (
     STREAMED,
     TILE,
 )
-from fastce._problem import Array, Kind, Output, Problem, Totals
+from fastce._problem import Array, Kind, Output, Problem, Statistics, Totals
 from fastce._threads import threads_for
 
 if numba.config.DISABLE_JIT:
@@ -78,7 +78,11 @@ def describe(problem: Problem, num_threads: int) -> Plan:
     """Return what this problem would get, were no other thread inside."""
     threads = _threads(num_threads)
     kernel = "vectors of positions" if _across(problem.logits) else "vectors of classes"
-    if problem.kind.element_wise:
+    if problem.output is Output.STATISTICS:
+        kernel = f"statistics of rows, {kernel}"
+    elif problem.kind is Kind.TEACHER:
+        kernel = f"rows beside a teacher's, {kernel}"
+    elif problem.kind.element_wise:
         kernel = "vectors of elements"
     elif problem.kind is not Kind.LOGITS:
         kernel = f"rows of probabilities, {kernel}"
@@ -134,7 +138,7 @@ def _do(p: Problem, num_threads: int, *, checking: bool) -> Totals:
     grad_output, sample_weight = _row_weights(p)
     logits, out, values, dense_weight, class_vector = None, None, None, None, None
     if not checking:
-        logits, out, values = p.logits, p.out, p.row_values
+        logits, out, values = p.logits, p.out, _places(p.statistics) if p.statistics else p.row_values
         dense_weight, class_vector = _measure(p)
     return _launch(
         plan,
@@ -309,9 +313,25 @@ _alive: list[Any] = []
 """Whatever has been compiled: the code goes with the dispatcher."""
 
 
+def _function(p: Problem, checking: bool) -> tuple[Any, tuple[Any, ...]]:
+    """Return the kernel, and the types of its arguments that stand for types."""
+    if p.kind.element_wise:
+        return _numba_terms.elements, _element_kinds(p, checking)
+    if p.output is Output.STATISTICS:
+        return _numba_rows.statistics, _kinds(p, checking)
+    if checking or p.kind is Kind.LOGITS:
+        return _numba_kernels.kernel, _kinds(p, checking)
+    return _numba_rows.distillation if p.kind is Kind.TEACHER else _numba_terms.rows, _kinds(p, checking)
+
+
 def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
     """Return the types of the kernel's arguments that stand for types: x, dense, q, out, logarithm, across, shifted."""
     real = "f8" if p.real == np.float64 else "f4"
+    if p.statistics is not None:
+        asked = (types.none if part is None else types.int64 for part in _asked(p.statistics))
+        return Stream(_code(p.logits), real), *asked, types.int64 if _across(p.logits) else types.none, types.none
+    if checking and p.kind is Kind.TEACHER:  # any logit is acceptable
+        return (types.none,) * 7
     dense = types.none if p.dense is None else Stream(_code(p.dense), real)
     if checking:
         across = p.dense is not None and _across(p.dense)
@@ -319,7 +339,7 @@ def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
     across, few = _across(p.logits), p.n_classes <= FEW
     measure = p.class_vector is not None or p.dense is not None
     x = Stream(_code(p.logits), real)
-    if p.kind is not Kind.LOGITS:
+    if p.kind not in (Kind.LOGITS, Kind.TEACHER):
         x = Terms(_code(p.logits), real, p.kind, frozenset({"clips"} if p.clip > 0 else ()))
     return (
         x,
@@ -376,11 +396,13 @@ def _plan_of(p: Problem, checking: bool) -> _Plan:
     key = (
         checking,
         p.output,
+        p.kind,
+        p.temperature,
+        None if p.statistics is None else _asked(p.statistics),
         p.ignore_index,
         p.z_loss == 0,
         p.class_vector is None,
         p.target_scale == 1,
-        p.kind,
         p.clip,
         p.gamma,
         p.positive,
@@ -393,8 +415,6 @@ def _plan_of(p: Problem, checking: bool) -> _Plan:
 
 
 def _make_plan(p: Problem, checking: bool) -> _Plan:
-    if p.kind is Kind.TEACHER or p.output is Output.STATISTICS:
-        raise NotImplementedError(f"the Numba backend has no kernel for {p.kind.name}, {p.output.name}")
     record = np.zeros(1, CALL)
     call = record[0]
     call["n_rows"] = n_rows = p.n_rows
@@ -406,6 +426,7 @@ def _make_plan(p: Problem, checking: bool) -> _Plan:
     call["tile"] = tile
     call["block_rows"] = block_rows = _block_rows(n_rows, n_classes, tile)
     call["n_blocks"] = n_blocks = -(-n_rows // block_rows)
+    call["temperature"] = p.temperature
     call["lse"] = p.output is Output.LSE
     call["streamed"] = not checking and p.out is not None and p.out.nbytes > STREAMED
     if p.labels is not None:
@@ -430,16 +451,24 @@ def _make_plan(p: Problem, checking: bool) -> _Plan:
     if not checking:
         operands |= {LOGITS: p.logits, GRAD_OUTPUT: grad_output, OUT: p.out}
     _put_layout(call, p.positions, {key: array for key, array in operands.items() if array is not None})
-    if p.kind.element_wise:
-        entry = _kernel(_numba_terms.elements, _element_kinds(p, checking))
-    else:
-        rows = _numba_kernels.kernel if checking or p.kind is Kind.LOGITS else _numba_terms.rows
-        entry = _kernel(rows, _kinds(p, checking))
-    return _Plan(record, entry, n_rows, n_blocks)
+    return _Plan(record, _kernel(*_function(p, checking)), n_rows, n_blocks)
+
+
+def _asked(statistics: Statistics) -> _numba_rows.Asked:
+    return _numba_rows.asked_of({name for name, array in statistics._asdict().items() if array is not None})
+
+
+def _places(statistics: Statistics) -> Array:
+    """Return where the statistics go, 0 for what is not asked for."""
+    found = statistics._asdict()
+    arrays = (found[name] for name in _numba_rows.FIELDS)
+    return np.array([0 if array is None else array.ctypes.data for array in arrays], np.int64)
 
 
 def _measure(p: Problem) -> tuple[Array | None, Array | None]:
     """Return w and v of q = w*t + v in the arithmetic's dtype, or what is needed of them."""
+    if p.kind is Kind.TEACHER:
+        return None, None
     if p.kind.element_wise:
         return None, np.zeros(1, p.real) if p.class_vector is None else p.class_vector.astype(p.real)
     if p.dense is None:

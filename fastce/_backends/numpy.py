@@ -184,9 +184,9 @@ def _probabilities(p: Problem, x: Array) -> Totals:
         slope = np.where(np.isnan(x), x, -1)
     elif p.kind is Kind.PROBABILITIES:
         terms = q * -np.log(kept)
-        slope = np.where(kept == x, -1 / x, kept - kept)
+        slope = np.where(kept == x, np.where(x < 0, np.nan, -1 / abs(x)), kept - kept)
     elif p.kind is Kind.KL:
-        terms = q * _log_ratio(q, x)
+        terms = q * (_log_ratio(q, x) + (x - x))  # NaN for an infinite x
     else:
         terms = _jensen_shannon(q, np.where(x >= 0, x, np.nan).astype(np.float64))
     if p.kind is not Kind.JS:
@@ -204,34 +204,42 @@ def _distillation(p: Problem, x: Array) -> Totals:
     if checked.bad_row >= 0 or p.dense is None:
         return checked
     s = _sample_weight(p)
-    teacher = p.dense.astype(p.real)
-    gap = (x - x.max(axis=1, keepdims=True)) / p.real.type(p.temperature)
+    teacher = p.dense.astype(p.real, order="C")
+    top = x.max(axis=1)
+    gap = (x - top[:, None]) / p.real.type(p.temperature)
     e = np.exp(gap)
-    q = np.exp((teacher - teacher.max(axis=1, keepdims=True)) / p.real.type(p.temperature))
+    q = np.exp((teacher - teacher.max(axis=1, keepdims=True)) / p.real.type(p.temperature)).astype(np.float64)
     q /= q.sum(axis=1, keepdims=True)
     others = e.copy()
     np.put_along_axis(others, x.argmax(axis=1)[:, None], 0, axis=1)
+    r = np.where(np.isfinite(top), others.sum(axis=1, dtype=np.float64), np.nan)
     distance = np.where(q == 0, 0, q * -gap).sum(axis=1)
-    loss = np.where(s == 0, 0, s * p.temperature**2 * (np.log1p(others.sum(axis=1)) + distance))
+    loss = np.where(s == 0, 0, s * p.temperature**2 * (np.log1p(r) + distance))
     out = None
     if p.output is Output.GRAD:
-        slope = e / (1 + others.sum(axis=1))[:, None] - q
+        slope = e / (1 + r)[:, None] - q
         out = np.where(s[:, None] == 0, 0, (_row_scale(p) * s * p.temperature)[:, None] * slope)
     return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
 
 
 def _log_ratio(a: Array, b: Array) -> Array:
     """Return log(a / b); nearly equal numbers keep the digits of their difference."""
-    near = abs(a - b) < b / 2
-    return np.where(near, np.log1p((a - b) / b), np.log(a) - np.log(b))
+    ratio = a / b
+    exact = (ratio > 1e-30) & (ratio < 1e30)  # elsewhere a ratio may overflow, and two logarithms cancel little
+    far = np.where(exact, np.log(ratio), np.log(a) - np.log(b))
+    return np.where(abs(a - b) < b / 2, np.log1p((a - b) / b), far)
 
 
 def _jensen_shannon(a: Array, b: Array) -> Array:
-    """Return (a log(2a / (a + b)) + b log(2b / (a + b))) / 2 by d = |a - b| / (a + b)."""
-    d = np.where(a + b == 0, 0, abs(a - b) / (a + b))
-    near = d * np.log1p(2 * d / (1 - d)) + np.log1p(-d * d)
-    far = (1 + d) * np.log1p(d) + np.where(d == 1, 0, (1 - d) * np.log1p(-d))
-    return (a + b) / 4 * np.where(d > 0.5, far, near)
+    """Return (a log(2a / (a + b)) + b log(2b / (a + b))) / 2; by a series in d where the two logarithms cancel."""
+    total, apart = a + b, abs(a - b)
+    d = np.where(total == 0, 0, apart / total)
+    smaller, share = np.minimum(a, b), 2 * np.minimum(a, b) / total
+    far = (np.maximum(a, b) * np.log1p(d) + np.where(share == 0, 0, smaller * np.log(share))) / 2
+    z, series = np.minimum(d * d, 0.5625), np.zeros(d.shape)
+    for k in range(60, 1, -1):
+        series = z * (1 / (k * (2 * k - 1)) + series)
+    return np.where(d > 0.75, far, apart * d / 4 * (1 + series))
 
 
 def _elements(p: Problem, x: Array) -> Totals:
@@ -265,11 +273,12 @@ def _binary_logits(p: Problem, x: Array, on: Array, off: Array) -> tuple[Array, 
     if p.gamma:
         on, off = on * np.exp(-p.gamma * up), off * np.exp(-p.gamma * down)
         share, rest = share + p.gamma * _weighed(rest, up), rest + p.gamma * _weighed(share, down)
-    return _weighed(on, down) + _weighed(off, up), off * share - on * rest
+    loss = _weighed(on, down) + _weighed(off, up)
+    return np.where(np.isnan(x), x, loss), off * share - on * rest
 
 
 def _binary_probabilities(p: Problem, x: Array, on: Array, off: Array) -> tuple[Array, Array]:
-    kept = np.clip(x, p.clip, 1 - p.clip) if p.clip else x
+    kept = np.clip(x, p.clip, 1 - p.clip) if p.clip else x + 0  # -0 becomes 0
     sound = (kept >= 0) & (kept <= 1)
     loss = np.where(sound, _weighed(on, -np.log(kept)) + _weighed(off, -np.log1p(-kept)), np.nan)
     slope = _weighed(off, 1 / (1 - kept)) - _weighed(on, 1 / kept)

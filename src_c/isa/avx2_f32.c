@@ -100,6 +100,11 @@ static inline wide w_add(wide w, vec a) {
     __m128 low = _mm256_castps256_ps128(a), high = _mm256_extractf128_ps(a, 1);
     return (wide){_mm256_add_pd(w.low, _mm256_cvtps_pd(low)), _mm256_add_pd(w.high, _mm256_cvtps_pd(high))};
 }
+static inline void w_store(wide w, double *sums, double *lost) {
+    (void)lost;
+    _mm256_storeu_pd(sums, w.low);
+    _mm256_storeu_pd(sums + 4, w.high);
+}
 static inline double w_total(wide w) {
     __m256d four = _mm256_add_pd(w.low, w.high);
     __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));

@@ -99,16 +99,22 @@ static inline wide w_add(wide w, vec a) {
     __m256 low = _mm512_castps512_ps256(a), high = _mm512_extractf32x8_ps(a, 1);
     return (wide){_mm512_add_pd(w.low, _mm512_cvtps_pd(low)), _mm512_add_pd(w.high, _mm512_cvtps_pd(high))};
 }
+static inline void w_store(wide w, double *sums, double *lost) {
+    (void)lost;
+    _mm512_storeu_pd(sums, w.low);
+    _mm512_storeu_pd(sums + 8, w.high);
+}
 static inline double w_total(wide w) { return _mm512_reduce_add_pd(_mm512_add_pd(w.low, w.high)); }
 
 /* A piece is what 16 bytes hold of a row; COLUMNS vectors of pieces, the row of each COLUMNS further on, transpose into
  * the vectors of as many classes, and back. */
 enum { COLUMNS = 4 };
 static inline vec v_load_pieces(const char *p, ptrdiff_t step) {
-    __m512 a = _mm512_castps128_ps512(_mm_loadu_ps((const float *)p));
-    a = _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(p + 4 * step)), 1);
-    a = _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(p + 8 * step)), 2);
-    return _mm512_insertf32x4(a, _mm_loadu_ps((const float *)(p + 12 * step)), 3);
+    __m256 a = _mm256_castps128_ps256(_mm_loadu_ps((const float *)p));
+    __m256 b = _mm256_castps128_ps256(_mm_loadu_ps((const float *)(p + 8 * step)));
+    a = _mm256_insertf128_ps(a, _mm_loadu_ps((const float *)(p + 4 * step)), 1);
+    b = _mm256_insertf128_ps(b, _mm_loadu_ps((const float *)(p + 12 * step)), 1);
+    return _mm512_insertf32x8(_mm512_castps256_ps512(a), b, 1);
 }
 static inline void v_store_pieces(char *to, ptrdiff_t step, vec a) {
     _mm_storeu_ps((float *)to, _mm512_castps512_ps128(a));

@@ -51,10 +51,11 @@ static inline void v_store_first(real *p, vec a, int64_t n) { _mm512_mask_storeu
 /* See avx512_f32.c. */
 enum { COLUMNS = 2 };
 static inline vec v_load_pieces(const char *p, ptrdiff_t step) {
-    __m512d a = _mm512_castpd128_pd512(_mm_loadu_pd((const double *)p));
-    a = _mm512_insertf64x2(a, _mm_loadu_pd((const double *)(p + 2 * step)), 1);
-    a = _mm512_insertf64x2(a, _mm_loadu_pd((const double *)(p + 4 * step)), 2);
-    return _mm512_insertf64x2(a, _mm_loadu_pd((const double *)(p + 6 * step)), 3);
+    __m256d a = _mm256_castpd128_pd256(_mm_loadu_pd((const double *)p));
+    __m256d b = _mm256_castpd128_pd256(_mm_loadu_pd((const double *)(p + 4 * step)));
+    a = _mm256_insertf128_pd(a, _mm_loadu_pd((const double *)(p + 2 * step)), 1);
+    b = _mm256_insertf128_pd(b, _mm_loadu_pd((const double *)(p + 6 * step)), 1);
+    return _mm512_insertf64x4(_mm512_castpd256_pd512(a), b, 1);
 }
 static inline void v_store_pieces(char *to, ptrdiff_t step, vec a) {
     _mm_storeu_pd((double *)to, _mm512_castpd512_pd128(a));

@@ -84,6 +84,11 @@ static inline wide w_zero(void) { return (wide){vdupq_n_f64(0), vdupq_n_f64(0)};
 static inline wide w_add(wide w, vec a) {
     return (wide){vaddq_f64(w.low, vcvt_f64_f32(vget_low_f32(a))), vaddq_f64(w.high, vcvt_high_f64_f32(a))};
 }
+static inline void w_store(wide w, double *sums, double *lost) {
+    (void)lost;
+    vst1q_f64(sums, w.low);
+    vst1q_f64(sums + 2, w.high);
+}
 static inline double w_total(wide w) { return vaddvq_f64(vaddq_f64(w.low, w.high)); }
 
 /* See avx512_f32.c. */

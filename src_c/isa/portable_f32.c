@@ -75,6 +75,10 @@ typedef struct wide {
 } wide;
 static inline wide w_zero(void) { return (wide){0}; }
 static inline wide w_add(wide w, vec a) { return (wide){w.sum + (double)a}; }
+static inline void w_store(wide w, double *sums, double *lost) {
+    (void)lost;
+    *sums = w.sum;
+}
 static inline double w_total(wide w) { return w.sum; }
 
 /* See avx512_f32.c: one lane transposes into itself. */

@@ -43,7 +43,11 @@ static INLINE void raise_maxima(teacher_state *s, real max, real teacher_max, re
     if (teacher_max > s->teacher_max) {
         const double scale = (double)exp_one((s->teacher_max - teacher_max) * per_t);
         s->mass *= scale, s->mass_lost *= scale;
-        if (s->distance - s->distance == 0) s->distance *= scale, s->distance_lost *= scale;
+        /* What the new maximum leaves nothing of is no longer infinite either. */
+        if (scale > 0)
+            s->distance *= scale, s->distance_lost *= scale;
+        else
+            s->distance = s->distance_lost = 0;
         s->teacher_max = teacher_max;
     }
 }

@@ -82,8 +82,9 @@ static INLINE void binary_logits(element_group *g, const element_options *o, boo
         }
     }
     for (int j = 0; j < 4; j++) {
-        if (guarded)
-            g->value[j] = v_add(weighed(on[j], down[j]), weighed(off[j], up[j]));
+        if (guarded) /* a NaN is one whatever its coefficients */
+            g->value[j] =
+                v_select(v_eq(g->x[j], g->x[j]), v_add(weighed(on[j], down[j]), weighed(off[j], up[j])), g->x[j]);
         else
             g->value[j] = v_fma(on[j], down[j], v_mul(off[j], up[j]));
     }
@@ -103,7 +104,8 @@ static INLINE void binary_probabilities(element_group *g, const element_options 
     const vec zero = v_set1(0), one = v_set1(1), nan = v_set1(NAN);
     vec x[4], on[4], off[4], yes[4], no[4];
     coefficients(g, o, false, on, off);
-    for (int j = 0; j < 4; j++) x[j] = o->clips ? clipped(g->x[j], o->lowest, o->highest) : g->x[j];
+    for (int j = 0; j < 4; j++) /* -0 becomes 0 */
+        x[j] = o->clips ? clipped(g->x[j], o->lowest, o->highest) : v_add(g->x[j], zero);
     for (int j = 0; j < 4; j++) yes[j] = x[j];
     log_vectors(yes, 4);
     for (int j = 0; j < 4; j++) no[j] = v_sub(zero, x[j]);
@@ -140,7 +142,8 @@ static INLINE void element_losses(const fastce_problem *q, element_group *g, con
 
 /* The elements of a visit as vectors load them, and what is made of them. */
 typedef struct element_scratch {
-    real x[VISIT_ROWS], target[VISIT_ROWS], value[VISIT_ROWS], slope[VISIT_ROWS];
+    real x[VISIT_ROWS], target[VISIT_ROWS], value[VISIT_ROWS];
+    real before[LINE], slope[VISIT_ROWS], part[LINE];
 } element_scratch;
 
 static size_t elements_scratch_bytes(const task *t) {
@@ -161,32 +164,39 @@ static bool widen_integers(real *to, const char *p, int64_t n, fastce_dtype dtyp
     return true;
 }
 
-/* The elements of an array, where they are if vectors can load them there; the rest of a group becomes 0. */
-static const real *get_elements(const fastce_array *a, const char *base, ptrdiff_t step, const rows *r, real *room) {
-    const char *p = base + r->first * step;
-    const bool neighbours = r->consecutive && step == dtype_size(a->dtype) && !a->byte_swapped;
-    if (neighbours && a->dtype == real_dtype() && r->count % GROUP == 0 && (uintptr_t)p % sizeof(real) == 0)
+/* Elements of an array, neighbours from p on or where index says, in place if vectors can load them there; the rest of a
+ * group becomes 0. */
+static const real *get_elements(const fastce_array *a, const char *p, ptrdiff_t step, const int64_t *index,
+                                int64_t count, real *room) {
+    const bool neighbours = !index && step == dtype_size(a->dtype) && !a->byte_swapped;
+    if (neighbours && a->dtype == real_dtype() && count % GROUP == 0 && (uintptr_t)p % sizeof(real) == 0)
         return (const real *)p;
     if (neighbours && dtype_is_vector(a->dtype))
-        widen_as(room, p, r->count, a->dtype);
-    else if (!neighbours || !widen_integers(room, p, r->count, a->dtype))
-        for (int64_t i = 0; i < r->count; i++)
-            gather(&room[i], base + row_of(r, i) * step, 0, 1, a->dtype, a->byte_swapped);
-    for (int64_t i = r->count; i % GROUP != 0; i++) room[i] = 0;
+        widen_as(room, p, count, a->dtype);
+    else if (!neighbours || !widen_integers(room, p, count, a->dtype))
+        for (int64_t i = 0; i < count; i++)
+            gather(&room[i], p + (index ? index[i] : i) * step, 0, 1, a->dtype, a->byte_swapped);
+    for (int64_t i = count; i % GROUP != 0; i++) room[i] = 0;
     return room;
 }
 
-/* The first target that is not acceptable, or -1. */
-static int64_t first_bad_element(const task *t, const rows *r, const real *target) {
+/* Those of the rows of a visit. */
+static const real *elements_of(const fastce_array *a, const char *base, ptrdiff_t step, const rows *r, real *room) {
+    if (!r->consecutive) return get_elements(a, base, step, r->index, r->count, room);
+    return get_elements(a, base + r->first * step, step, NULL, r->count, room);
+}
+
+/* The first of count targets that is not acceptable, or -1. */
+static int64_t first_bad_element(const task *t, const real *target, int64_t count) {
     const vec lowest = v_set1(0), highest = v_set1((real)t->largest_target);
     vec bad = lowest;
     if (t->any_target) return -1;
-    for (int64_t i = 0; i < r->count; i += LANES) {
+    for (int64_t i = 0; i < count; i += LANES) {
         vec x = v_load(target + i);
         bad = v_select(v_eq(clipped(x, lowest, highest), x), bad, highest);
     }
     if (!v_any(v_gt(bad, lowest))) return -1;
-    for (int64_t i = 0; i < r->count; i++)
+    for (int64_t i = 0; i < count; i++)
         if (!(target[i] >= 0 && target[i] <= t->largest_target)) return i;
     return -1;
 }
@@ -194,19 +204,39 @@ static int64_t first_bad_element(const task *t, const rows *r, const real *targe
 /* The same for count elements from dense on. */
 static int64_t first_bad_of(const task *t, const char *dense, ptrdiff_t step, int64_t count) {
     real room[VISIT_ROWS];
-    rows r = {.count = count, .consecutive = true};
-    return first_bad_element(t, &r, get_elements(&t->problem->target, dense, step, &r, room));
+    if (t->any_target) return -1;
+    return first_bad_element(t, get_elements(&t->problem->target, dense, step, NULL, count, room), count);
 }
 
-static void write_slopes(const task *t, const rows *r, const real *slope) {
+/* Past the caches derivatives leave in whole lines: what is left of the last one waits in `part` for the next visit. */
+static void stream_slopes(char *to, int64_t count, element_scratch *w, chunk_state *state) {
+    outgoing *o = &state->outgoing;
+    if (o->left > 0 && o->to + o->left * (ptrdiff_t)sizeof(real) == to) {
+        real *from = w->slope - o->left;
+        memcpy(from, o->from, (size_t)o->left * sizeof(real));
+        *o = (outgoing){from, o->to, o->left + count, 1};
+    } else {
+        finish_sending(o, real_dtype());
+        *o = (outgoing){w->slope, to, count, 1};
+        begin_sending(o, real_dtype());
+    }
+    while (o->left >= LINE) send_line(o);
+    memcpy(w->part, o->from, (size_t)o->left * sizeof(real));
+    o->from = w->part;
+}
+
+static void write_slopes(const task *t, const rows *r, element_scratch *w, chunk_state *state) {
     const fastce_array *a = &t->problem->out;
     char *to = r->out + r->first * r->out_step;
-    if (r->consecutive && r->out_step == dtype_size(a->dtype) && !a->byte_swapped && dtype_is_vector(a->dtype)) {
-        narrow_as(to, slope, r->count, a->dtype, t->stream);
-        return;
+    const bool neighbours = r->consecutive && r->out_step == dtype_size(a->dtype) && !a->byte_swapped;
+    if (neighbours && t->stream && a->dtype == real_dtype()) {
+        stream_slopes(to, r->count, w, state);
+    } else if (neighbours && dtype_is_vector(a->dtype)) {
+        narrow_as(to, w->slope, r->count, a->dtype, t->stream);
+    } else {
+        for (int64_t i = 0; i < r->count; i++)
+            scatter(r->out + row_of(r, i) * r->out_step, 0, &w->slope[i], 1, a->dtype, a->byte_swapped);
     }
-    for (int64_t i = 0; i < r->count; i++)
-        scatter(r->out + row_of(r, i) * r->out_step, 0, &slope[i], 1, a->dtype, a->byte_swapped);
 }
 
 static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *scratch) {
@@ -214,14 +244,22 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
     const bool slopes = q->out.data != NULL, weighted = q->sample_weight.data || q->factor.data;
     const double *weight = q->factor.data ? r->label_mass : r->weight;
     element_scratch *w = (element_scratch *)scratch;
-    const real *x = get_elements(&q->logits, r->logits, r->logits_step, r, w->x);
-    const real *target = get_elements(&q->target, r->dense, r->dense_step, r, w->target);
-    const int64_t bad = first_bad_element(t, r, target);
+    const real *x = elements_of(&q->logits, r->logits, r->logits_step, r, w->x);
+    const real *target = elements_of(&q->target, r->dense, r->dense_step, r, w->target);
+    const int64_t bad = first_bad_element(t, target, r->count);
     if (bad >= 0) return bad;
 
     const element_options o = options_of(q);
     const vec positive = v_set1((real)q->positive);
     wide sums = w_zero();
+    /* One factor of the slopes, since of two the first may overflow. */
+    double scaled[VISIT_ROWS];
+    const double *scale = r->grad_scale;
+    if (slopes && weighted) {
+        for (int64_t i = 0; i < r->count || i % GROUP != 0; i++)
+            scaled[i] = i < r->count ? r->grad_scale[i] * weight[i] : 0;
+        scale = scaled;
+    }
     for (int64_t i = 0; i < r->count; i += GROUP) {
         element_group g;
         for (int j = 0; j < 4; j++) {
@@ -241,8 +279,8 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
             int64_t at = i + j * LANES;
             v_store(w->value + at, weighted ? weighed(v_from_doubles(weight + at), g.value[j]) : g.value[j]);
             if (!slopes) continue;
-            vec slope = v_mul(v_from_doubles(r->grad_scale + at), g.slope[j]);
-            v_store(w->slope + at, weighted ? weighed(v_from_doubles(weight + at), slope) : slope);
+            const vec factor = v_from_doubles(scale + at);
+            v_store(w->slope + at, weighted ? weighed(factor, g.slope[j]) : v_mul(factor, g.slope[j]));
         }
     }
     for (int64_t i = 0; i < r->count; i += LANES) {
@@ -251,6 +289,6 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
     }
     add_exactly(&state->loss[0], &state->lost[0], w_total(sums));
     write_values(r, w->value);
-    if (slopes) write_slopes(t, r, w->slope);
+    if (slopes) write_slopes(t, r, w, state);
     return -1;
 }

@@ -21,6 +21,7 @@ typedef struct lane_state {
 
 typedef struct lane_scratch {
     real *x, *q, *out, *flat;
+    real *kept;        /* columns of few classes: their exponentials; they need no q */
     real *leaving;     /* rows that will leave while others are computed */
     outgoing outgoing; /* and those that do */
 } lane_scratch;
@@ -103,54 +104,303 @@ static INLINE void load_label_logits(const task *t, const rows *r, lane_state *a
                    0, 1, logits->dtype, logits->byte_swapped);
 }
 
-/* All classes of a group of rows into a tile, without the label: its logit leaves, and the last class takes its place. */
-static INLINE void take_label_logits(block_of_lanes x, bool direct, real *tile, int64_t row, lane_state *a,
-                                     outgoing *o) {
-    const char *p = x.p + row * ELEMENT;
-    vec label[4], logit[4], last[4];
-    for (int j = 0; j < 4; j++) label[j] = v_load(&a->label[row + j * LANES]);
-    for (int j = 0; j < 4; j++)
-        logit[j] = last[j] = v_load((const real *)(p + (x.n - 1) * x.stride + j * LANES * ELEMENT));
-    for (int64_t k = 0; k + 1 < x.n; k++) {
-        send_line(o);
-        for (int j = 0; j < 4; j++) {
-            const char *at = p + k * x.stride + j * LANES * ELEMENT;
-            vec v = v_load((const real *)at);
-            mask taken = v_eq(label[j], v_set1((real)(int32_t)k));
-            if (direct) __builtin_prefetch(at + VISIT_ROWS * ELEMENT); /* the next visit's */
-            logit[j] = v_select(taken, v, logit[j]);
-            v_store(&tile[k * VISIT_ROWS + row + j * LANES], v_select(taken, last[j], v));
-        }
-    }
-    for (int j = 0; j < 4; j++) v_store(&a->s.label_logit[row + j * LANES], logit[j]);
+static INLINE vec class_number(int64_t k) {
+    static const real number[TILE_CLASSES] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                              16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+    return v_set1(number[k]);
 }
 
-/* rest = sum of exp(x_k - x_label) over the first n classes of a tile, which keeps the exponentials. */
-static INLINE void add_tile(real *tile, int64_t n, int64_t row, lane_state *a, const char *ahead, ptrdiff_t ahead_step,
-                            outgoing *o) {
-    const bool flushes = n > FLUSH_CLASSES;
-    vec shift[4], sum[4], e[4];
-    double sums[GROUP], lost[GROUP];
-    for (int j = 0; j < 4; j++) shift[j] = v_load(&a->s.label_logit[row + j * LANES]);
-    for (int j = 0; j < 4 && flushes; j++) v_clear(&sums[j * LANES], &lost[j * LANES]);
-    for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
-    for (int64_t k = 0; k < n; k++) {
-        real *at = &tile[k * VISIT_ROWS + row];
-        prefetch(ahead + k * ahead_step, ahead_step);
-        send_line(o);
-        for (int j = 0; j < 4; j++) e[j] = v_sub(v_load(at + j * LANES), shift[j]);
+/* How the classes of LANES rows lie: planes of neighbouring rows, rows of neighbouring reals, or pairs of these. */
+typedef enum layout { PLANES, ROWS, PAIRS } layout;
+
+/* LANES rows of few classes. */
+typedef struct few {
+    layout layout;
+    const char *p;
+    ptrdiff_t stride; /* from plane to plane, or from row to row */
+    int64_t n;
+} few;
+
+/* A vector of class k into a column, but where it is the label: that goes to logit, and the last class takes its place. */
+static INLINE void take_class(vec x, int64_t k, vec label, vec last, vec *logit, real *column) {
+    const mask taken = v_eq(label, class_number(k));
+    *logit = v_select(taken, x, *logit);
+    v_store(&column[k * LANES], v_select(taken, last, x));
+}
+
+/* COLUMNS classes of LANES rows of neighbouring reals. */
+static INLINE void load_columns(const few *x, int64_t first, vec *columns) {
+    const char *p = x->p + first * ELEMENT;
+    for (int j = 0; j < COLUMNS; j++) columns[j] = v_load_pieces(p + j * x->stride, x->stride);
+    v_transpose(columns);
+}
+
+/* The columns of all classes but the label, n - 1 of them; returns the label's logit. Where rows are shorter than a piece,
+ * what lies before the first is readable. */
+static INLINE vec take_label(const few *x, vec label, real *column) {
+    const int64_t n = x->n;
+    vec last, logit;
+    if (x->layout == PLANES) {
+        const char *end = x->p + (n - 1) * x->stride;
+        logit = last = v_load((const real *)end);
+        int64_t k = 0;
+        for (const char *p = x->p; p != end; p += x->stride)
+            take_class(v_load((const real *)p), k++, label, last, &logit, column);
+        return logit;
+    }
+    vec columns[COLUMNS];
+    load_columns(x, n - COLUMNS, columns); /* first, for the last class is among them */
+    logit = last = columns[COLUMNS - 1];
+    for (int j = 0; j < COLUMNS - 1; j++)
+        if (n >= COLUMNS || n - COLUMNS + j >= 0) take_class(columns[j], n - COLUMNS + j, label, last, &logit, column);
+    for (int64_t k = 0; k < n - COLUMNS; k += COLUMNS) { /* those that overlap are taken once more */
+        load_columns(x, k, columns);
+        for (int j = 0; j < COLUMNS; j++) take_class(columns[j], k + j, label, last, &logit, column);
+    }
+    return logit;
+}
+
+/* Memory that comes while a visit is computed, for the next one: a vector for each class of each LANES rows. */
+typedef struct upcoming {
+    const char *p;
+    ptrdiff_t class, rows; /* from one to the next */
+} upcoming;
+
+static INLINE void expect(const upcoming *next, int64_t first, int64_t end) {
+    for (int64_t k = first; k < end; k++) __builtin_prefetch(next->p + k * next->class);
+}
+
+/* Sum of exp(x_k - shift) over n columns but the last n % 4, four at a time; they may keep the exponentials. */
+static INLINE vec sum_fours(real *column, int64_t n, vec shift, bool keep, const upcoming *next, outgoing *o) {
+    const vec zero = v_set1(0);
+    vec sum[4] = {zero, zero, zero, zero}, e[4];
+    for (int64_t k = 0; k + 4 <= n; k += 4, column += 4 * LANES) {
+        if (keep) send_line(o), send_line(o);
+        expect(next, k, k + 4);
+        for (int j = 0; j < 4; j++) e[j] = v_sub(v_load(column + j * LANES), shift);
         exp_vectors(e, 4);
-        for (int j = 0; j < 4; j++) v_store(at + j * LANES, e[j]);
+        for (int j = 0; j < 4 && keep; j++) v_store(column + j * LANES, e[j]);
         for (int j = 0; j < 4; j++) sum[j] = v_add(sum[j], e[j]);
-        if (!flushes || (k + 1) % FLUSH_CLASSES != 0) continue;
-        for (int j = 0; j < 4; j++) v_accumulate(&sums[j * LANES], &lost[j * LANES], sum[j]);
-        for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
     }
-    for (int j = 0; j < 4 && flushes; j++) {
-        v_accumulate(&sums[j * LANES], &lost[j * LANES], sum[j]);
-        sum[j] = rounded_sums(&sums[j * LANES], &lost[j * LANES]);
+    return v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]));
+}
+
+/* Rows [i, i + LANES) of the visit, up to its last, as neighbouring reals in copy. */
+static const char *copy_rows(const task *t, const rows *r, int64_t i, real *copy) {
+    const fastce_array *a = &t->problem->logits;
+    const int64_t n = t->problem->n_classes, count = r->count - i < LANES ? r->count - i : LANES;
+    copy += COLUMNS;
+    if (rows_are_packed(a, r->logits_step, r, n)) {
+        widen_as(copy, r->logits + (r->first + i) * r->logits_step, count * n, a->dtype);
+    } else {
+        for (int64_t k = 0; k < count; k++)
+            widen_as(copy + k * n, r->logits + row_of(r, i + k) * r->logits_step, n, a->dtype);
     }
-    for (int j = 0; j < 4; j++) v_store(&a->s.rest[row + j * LANES], sum[j]);
+    memset(copy + count * n, 0, (size_t)((LANES - count) * n) * sizeof *copy);
+    return (const char *)copy;
+}
+
+/* 1 where a label's logit cannot serve as the maximum, see finish.h; else 0. */
+static INLINE vec is_refused(vec logit, vec rest) {
+    const vec zero = v_set1(0), one = v_set1(1);
+    vec large = v_select(v_gt(v_set1((real)LARGEST_SHIFTED_SUM), rest), zero, one);
+    return v_select(v_eq(v_sub(logit, logit), zero), large, one);
+}
+
+#define APART static __attribute__((noinline)) /* a loop with registers of its own */
+
+static INLINE void take_all(const lane_state *a, few x, ptrdiff_t step, int64_t begin, int64_t end, real *columns,
+                            real *logits, outgoing *o) {
+    for (int64_t i = begin; i < end; i += LANES, x.p += LANES * step) {
+        if (o->left) send_line(o), send_line(o);
+        v_store(&logits[i], take_label(&x, v_load(&a->label[i]), columns + i * x.n));
+    }
+}
+
+APART void take_planes(const lane_state *a, few x, int64_t begin, int64_t end, real *columns, real *logits,
+                       outgoing *o) {
+    x.layout = PLANES;
+    take_all(a, x, ELEMENT, begin, end, columns, logits, o);
+}
+
+APART void take_rows(const lane_state *a, few x, int64_t begin, int64_t end, real *columns, real *logits, outgoing *o) {
+    x.layout = ROWS;
+    take_all(a, x, x.stride, begin, end, columns, logits, o);
+}
+
+static INLINE void sum_group(int count, int64_t n, real *columns, const real *logits, real *rest, bool keep,
+                             upcoming *next, outgoing *o) {
+    const int64_t fours = (n - 1) / 4 * 4;
+    vec shift[4], sum[4], e[4];
+    for (int j = 0; j < count; j++, next->p += next->rows) {
+        shift[j] = v_load(&logits[j * LANES]);
+        sum[j] = sum_fours(columns + j * LANES * n, n - 1, shift[j], keep, next, o);
+        expect(next, fours, n);
+    }
+    for (int64_t k = fours; k < n - 1; k++) {
+        if (keep) send_line(o), send_line(o);
+        for (int j = 0; j < count; j++) e[j] = v_sub(v_load(columns + (j * n + k) * LANES), shift[j]);
+        exp_vectors(e, count);
+        for (int j = 0; j < count && keep; j++) v_store(columns + (j * n + k) * LANES, e[j]);
+        for (int j = 0; j < count; j++) sum[j] = v_add(sum[j], e[j]);
+    }
+    for (int j = 0; j < count; j++) v_store(&rest[j * LANES], sum[j]);
+}
+
+static INLINE void sum_all(int64_t n, int64_t count, real *columns, const real *logits, real *rest, bool keep,
+                           upcoming next, outgoing *o) {
+    int64_t i = 0;
+    for (; i + GROUP <= count; i += GROUP) sum_group(4, n, columns + i * n, logits + i, rest + i, keep, &next, o);
+    for (; i < count; i += LANES) sum_group(1, n, columns + i * n, logits + i, rest + i, keep, &next, o);
+}
+
+APART void sum_and_keep(int64_t n, int64_t count, real *columns, const real *logits, real *rest, upcoming next,
+                        outgoing *o) {
+    sum_all(n, count, columns, logits, rest, true, next, o);
+}
+
+APART void sum_only(int64_t n, int64_t count, real *columns, const real *logits, real *rest, upcoming next) {
+    sum_all(n, count, columns, logits, rest, false, next, NULL);
+}
+
+/* What the rows of a visit leave: losses of plain rows, and a sum that is large or NaN where a row is refused. */
+typedef struct few_sums {
+    wide loss;
+    vec rest;
+} few_sums;
+
+/* Losses of count vectors of plain rows from i on. */
+static INLINE void finish_vectors(const task *t, const rows *r, int64_t i, int count, const vec *label, vec *logit,
+                                  vec *rest, lane_state *a, few_sums *sums) {
+    const vec zero = v_set1(0), mass = v_set1((real)t->problem->target_scale);
+    const bool some = !r->all_kept || i + count * LANES > r->count;
+    vec value[4];
+    for (int j = 0; j < count && some; j++) { /* rows visited for their neighbours' sake, and none at all */
+        mask none = v_gt(zero, label[j]);
+        logit[j] = v_select(none, zero, logit[j]);
+        rest[j] = v_select(none, zero, rest[j]);
+    }
+    for (int j = 0; j < count; j++) sums->rest = v_add(sums->rest, v_fma(logit[j], zero, rest[j]));
+    for (int j = 0; j < count; j++) v_store(&a->s.label_logit[i + j * LANES], logit[j]);
+    for (int j = 0; j < count; j++) v_store(&a->s.rest[i + j * LANES], rest[j]);
+    for (int j = 0; j < count; j++) value[j] = rest[j];
+    log1p_vectors(value, count);
+    for (int j = 0; j < count; j++) {
+        value[j] = v_mul(r->uniform ? mass : v_from_doubles(r->label_mass + i + j * LANES), value[j]);
+        if (some) value[j] = v_select(v_gt(zero, label[j]), zero, value[j]);
+        v_store(&a->s.value[i + j * LANES], value[j]);
+        sums->loss = w_add(sums->loss, value[j]);
+    }
+}
+
+APART void finish_few(const task *t, const rows *r, lane_state *a, few_sums *sums) {
+    few_sums s = *sums;
+    for (int64_t i = 0; i < r->count; i += GROUP) {
+        vec label[4], logit[4], rest[4];
+        for (int j = 0; j < 4; j++) label[j] = v_load(&a->label[i + j * LANES]);
+        for (int j = 0; j < 4; j++) logit[j] = v_load(&a->s.label_logit[i + j * LANES]);
+        for (int j = 0; j < 4; j++) rest[j] = v_load(&a->s.rest[i + j * LANES]);
+        finish_vectors(t, r, i, 4, label, logit, rest, a, &s);
+    }
+    *sums = s;
+}
+
+/* Two classes: all at once, without a tile. */
+static INLINE void reduce_pairs(int count, const char *p, const task *t, const rows *r, int64_t i, lane_state *a,
+                                real *kept, bool keep, few_sums *sums) {
+    const vec zero = v_set1(0);
+    vec label[4], logit[4], e[4];
+    for (int j = 0; j < count; j++) {
+        const real *x = (const real *)p + 2 * j * LANES;
+        vec pair[2] = {v_load(x), v_load(x + LANES)};
+        v_unzip(pair);
+        label[j] = v_load(&a->label[i + j * LANES]);
+        const mask first = v_eq(label[j], zero);
+        logit[j] = v_select(first, pair[0], pair[1]);
+        e[j] = v_sub(v_select(first, pair[1], pair[0]), logit[j]);
+    }
+    exp_vectors(e, count);
+    for (int j = 0; j < count && keep; j++) v_store(kept + (i + j * LANES) * 2, e[j]);
+    finish_vectors(t, r, i, count, label, logit, e, a, sums);
+}
+
+APART void reduce_all_pairs(const char *p, const task *t, const rows *r, int64_t i, int64_t end, lane_state *a,
+                            real *kept, few_sums *sums, outgoing *out) {
+    few_sums s = *sums;
+    outgoing o = *out;
+    const bool keep = t->problem->out.data != NULL;
+    for (; i + GROUP <= end; i += GROUP, p += 2 * GROUP * ELEMENT) {
+        prefetch(p + AHEAD_BYTES, 2 * GROUP * ELEMENT);
+        for (int j = 0; j < 8 && keep; j++) send_line(&o);
+        reduce_pairs(4, p, t, r, i, a, kept, keep, &s);
+    }
+    for (; i < end; i += LANES, p += 2 * LANES * ELEMENT) reduce_pairs(1, p, t, r, i, a, kept, keep, &s);
+    *sums = s;
+    *out = o;
+}
+
+static bool are_sound(const task *t, const few_sums *sums, chunk_state *state) {
+    const vec large = v_set1((real)LARGEST_SHIFTED_SUM);
+    real sound[LANES];
+    v_store(sound, v_step(v_gt(large, sums->rest)));
+    for (int j = 0; j < LANES; j++)
+        if (sound[j] == 0) return false;
+    if (!t->plain) return true;
+    double sum[LANES], lost[LANES];
+    w_store(sums->loss, sum, lost);
+    for (int j = 0; j < LANES; j++) {
+        add_exactly(&state->loss[j], &state->lost[j], sum[j]);
+        if (sizeof(real) == sizeof(double)) state->lost[j] += lost[j];
+    }
+    return true;
+}
+
+/* All rows of few classes, shifted by their labels' logits. Returns whether none is refused; then plain ones are finished,
+ * but for their gradients. */
+static bool reduce_few(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct, chunk_state *state) {
+    const fastce_array *logits = &t->problem->logits;
+    const int64_t n = t->problem->n_classes, count = r->count;
+    const bool planes = direct || logits->class_stride != dtype_size(logits->dtype) || logits->byte_swapped ||
+                        !dtype_is_vector(logits->dtype) || positions_are_packed(logits, r->logits_step, r);
+    const bool packed = rows_are_packed(logits, r->logits_step, r, n);
+    const bool in_place = r->consecutive && logits->dtype == real_dtype() && (packed || (n != 2 && n >= COLUMNS));
+    block_of_lanes block = {NULL, 0, 0, n};
+    if (planes) block = get_lanes(t, r, 0, direct, w);
+    find_labels(t, r, block, a);
+    upcoming next = {(const char *)w->kept, 0, 0};
+    few_sums sums = {w_zero(), v_set1(0)};
+    real *logit = a->s.label_logit;
+    if (planes) {
+        few x = {PLANES, block.p, block.stride, n};
+        if (direct) next = (upcoming){block.p + VISIT_ROWS * ELEMENT, block.stride, LANES * ELEMENT};
+        take_planes(a, x, 0, count, w->kept, logit, &w->outgoing);
+    } else {
+        /* Rows are read where they lie, whole vectors of them, and the others copied. */
+        const char *p = r->logits + r->first * r->logits_step;
+        const int64_t last = in_place ? count / LANES * LANES : 0;
+        const int64_t first = n < COLUMNS && n != 2 && last > 0 ? LANES : 0;
+        if (packed)
+            next =
+                (upcoming){p + VISIT_ROWS * r->logits_step, LANES * dtype_size(logits->dtype), LANES * r->logits_step};
+        for (int64_t i = 0, end; i < count; i = end) {
+            const bool here = i >= first && i < last;
+            end = here ? last : i + LANES;
+            few x = {ROWS, p + i * r->logits_step, r->logits_step, n};
+            if (!here) x = (few){ROWS, copy_rows(t, r, i, w->flat), n * ELEMENT, n};
+            if (n == 2)
+                reduce_all_pairs(x.p, t, r, i, end, a, w->kept, &sums, &w->outgoing);
+            else
+                take_rows(a, x, i, end, w->kept, logit, &w->outgoing);
+        }
+    }
+    if (planes || n != 2) {
+        if (t->problem->out.data)
+            sum_and_keep(n, count, w->kept, logit, a->s.rest, next, &w->outgoing);
+        else
+            sum_only(n, count, w->kept, logit, a->s.rest, next);
+        finish_few(t, r, a, &sums);
+    }
+    return are_sound(t, &sums, state);
 }
 
 /* rest += exp(x_k - x_label) over a block's classes but the label, for the group of rows at row. */
@@ -281,42 +531,38 @@ static void set_lane(const task *t, const rows *r, const lane_state *a, results 
     if (r->weight[i] == 0) s->max[i] = s->rest[i] = s->distance[i] = 0, s->mass[i] = 0;
 }
 
+static void reduce_many(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct) {
+    results *s = &a->s;
+    load_label_logits(t, r, a, w, direct);
+    for (int64_t first = 0; first < t->problem->n_classes; first += TILE_CLASSES) {
+        block_of_lanes x = get_lanes(t, r, first, direct, w);
+        find_labels(t, r, x, a);
+        for (int64_t row = 0; row < r->count; row += GROUP) add_shifted(x, row, a);
+    }
+    for (int64_t i = 0; i < r->count; i += LANES) v_store(&s->rest[i], rounded_sums(&a->rest[i], &a->rest_lost[i]));
+    for (int64_t i = 0; i < r->count && !r->all_kept; i++)
+        if (r->weight[i] == 0) s->label_logit[i] = s->rest[i] = 0;
+}
+
 /* All rows shifted by their label's logit, and those that cannot be so through their maximum after all. Returns whether
- * there are none of these; then a tile that holds all classes holds their exponentials. */
-static bool reduce_by_label(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct) {
+ * there are none of these; then the exponentials of few classes were kept, where there is a gradient. */
+static bool reduce_by_label(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct, bool *finished,
+                            chunk_state *state) {
     const fastce_problem *q = t->problem;
     results *s = &a->s;
-    if (q->n_classes <= TILE_CLASSES) {
-        block_of_lanes x = get_lanes(t, r, 0, direct, w);
-        find_labels(t, r, x, a);
-        for (int64_t row = 0; row < r->count; row += GROUP) {
-            /* The rows of later visits come while the exponentials of this one are computed. */
-            ptrdiff_t size = direct || !r->consecutive ? 0 : GROUP * r->logits_step;
-            const char *next =
-                r->logits + (r->first + row) * r->logits_step + (2 * size < AHEAD_BYTES ? AHEAD_BYTES : 2 * size);
-            take_label_logits(x, direct, w->x, row, a, &w->outgoing);
-            add_tile(w->x, x.n - 1, row, a, next, size / (x.n > 1 ? x.n - 1 : 1), &w->outgoing);
-        }
-    } else {
-        load_label_logits(t, r, a, w, direct);
-        for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
-            block_of_lanes x = get_lanes(t, r, first, direct, w);
-            find_labels(t, r, x, a);
-            for (int64_t row = 0; row < r->count; row += GROUP) add_shifted(x, row, a);
-        }
-        for (int64_t i = 0; i < r->count; i += LANES) v_store(&s->rest[i], rounded_sums(&a->rest[i], &a->rest_lost[i]));
-    }
-    for (int64_t i = 0; i < r->count && !r->all_kept; i++) /* rows visited for their neighbours' sake */
-        if (r->weight[i] == 0) s->label_logit[i] = s->rest[i] = 0;
+    if (q->n_classes > TILE_CLASSES)
+        reduce_many(t, r, a, w, direct);
+    else
+        *finished = reduce_few(t, r, a, w, direct, state) && t->plain;
+    if (*finished) return true;
     const vec zero = v_set1(0), one = v_set1(1);
     vec refused = zero;
     for (int64_t i = 0; i < r->count; i += LANES) {
-        vec x = v_load(&s->label_logit[i]), rest = v_load(&s->rest[i]);
-        vec sound = v_select(v_eq(v_sub(x, x), zero), v_step(v_gt(v_set1((real)LARGEST_SHIFTED_SUM), rest)), zero);
+        vec x = v_load(&s->label_logit[i]), bad = is_refused(x, v_load(&s->rest[i]));
         v_store(&s->max[i], x);
-        v_store(&s->sound[i], sound);
-        if (r->count - i < LANES) sound = v_load_first(&s->sound[i], r->count - i, one);
-        refused = v_max(refused, v_sub(one, sound));
+        v_store(&s->sound[i], v_sub(one, bad));
+        if (r->count - i < LANES) bad = v_sub(one, v_load_first(&s->sound[i], r->count - i, one));
+        refused = v_max(refused, bad);
     }
     const bool all_sound = !v_any(v_gt(refused, zero));
     for (int64_t i = 0; i < r->count && !(all_sound && t->plain); i++) {
@@ -389,52 +635,118 @@ static INLINE void write_group(const task *t, const rows *r, block_of_lanes x, c
     }
 }
 
-/* Gradient of a group of rows from the exponentials that add_tile left. */
-static INLINE void write_kept(const rows *r, const real *tile, int64_t n, const gradients *g, int64_t row,
-                              const lane_state *a, char *to, ptrdiff_t to_stride, bool stream, outgoing *o) {
-    const vec zero = v_set1(0);
-    vec label[4], factor[4], at_label[4], last[4];
-    real kept[GROUP] = {0};
-    for (int j = 0; j < 4; j++) label[j] = v_load(&a->label[row + j * LANES]);
-    for (int j = 0; j < 4; j++) factor[j] = v_load(&g->factor[row + j * LANES]);
-    for (int j = 0; j < 4; j++) at_label[j] = v_load(&g->at_label[row + j * LANES]);
-    for (int j = 0; j < 4; j++) last[j] = zero;
-    for (int i = 0; i < GROUP && !r->all_kept; i++) kept[i] = row + i < r->count && r->weight[row + i] != 0;
-    for (int64_t k = 0; k < n; k++) {
-        send_line(o);
-        for (int j = 0; j < 4; j++) {
-            mask taken = v_eq(label[j], v_set1((real)(int32_t)k));
-            vec e = last[j];
-            if (k + 1 < n) {
-                e = v_load(&tile[k * VISIT_ROWS + row + j * LANES]);
-                if (g->any_lowered) e = v_mul(v_load(&g->lowered[row + j * LANES]), e);
-                e = v_mul(factor[j], e);
-                last[j] = v_select(taken, e, last[j]);
-            }
-            e = v_select(taken, at_label[j], e);
-            if (!r->all_kept) e = v_select(v_gt(v_load(&kept[j * LANES]), zero), e, zero);
-            real *at = (real *)(to + k * to_stride + (row + j * LANES) * ELEMENT);
+/* What the gradient of LANES rows takes beside the columns that sum_columns kept. */
+typedef struct few_gradients {
+    vec label, factor, lowered, at_label;
+    bool any_lowered, some; /* rows without a gradient among them: those without a label */
+} few_gradients;
+
+/* Gradient of class k. What stands in the label's column is the last class's: it is handed on to its own. */
+static INLINE vec gradient_of_class(const few_gradients *g, const real *column, int64_t k, int64_t n, vec *last) {
+    const mask taken = v_eq(g->label, class_number(k));
+    vec e = *last;
+    if (k + 1 < n) {
+        e = v_load(&column[k * LANES]);
+        if (g->any_lowered) e = v_mul(g->lowered, e);
+        e = v_mul(g->factor, e);
+        *last = v_select(taken, e, *last);
+    }
+    e = v_select(taken, g->at_label, e);
+    return g->some ? v_select(v_gt(v_set1(0), g->label), v_set1(0), e) : e;
+}
+
+/* Gradient of LANES rows to planes or rows of reals. */
+static INLINE void write_few(const few_gradients *g, const real *column, int64_t n, layout layout, char *to,
+                             ptrdiff_t stride, bool stream, outgoing *o) {
+    vec last = v_set1(0);
+    if (layout == PLANES) {
+        for (int64_t k = 0; k < n; k++, to += stride) {
+            vec e = gradient_of_class(g, column, k, n, &last);
             if (stream)
-                v_stream(at, e);
+                v_stream((real *)to, e);
             else
-                v_store(at, e);
+                v_store((real *)to, e);
         }
+        return;
+    }
+    if (layout == PAIRS) {
+        vec pair[2];
+        for (int k = 0; k < 2; k++) pair[k] = gradient_of_class(g, column, k, 2, &last);
+        v_zip(pair);
+        send_line(o), send_line(o);
+        for (int k = 0; k < 2; k++) v_store((real *)to + k * LANES, pair[k]);
+        return;
+    }
+    for (int64_t next = 0, first; next < n; next = first + COLUMNS) {
+        first = next + COLUMNS <= n ? next : n - COLUMNS;
+        vec columns[COLUMNS];
+        for (int j = 0; j < COLUMNS; j++) columns[j] = gradient_of_class(g, column, first + j, n, &last);
+        v_transpose(columns);
+        send_line(o);
+        for (int j = 0; j < COLUMNS; j++) v_store_pieces(to + j * stride + first * ELEMENT, stride, columns[j]);
     }
 }
 
-/* Lets the rows of a tile leave where they can: whole rows of reals, one after the other, past the caches. */
-static bool let_leave(const task *t, const rows *r, lane_scratch *w, const real *tile, chunk_state *state) {
-    const fastce_array *a = &t->problem->out;
-    const int64_t n = t->problem->n_classes;
+/* Lets the rows of a visit leave past the caches from where they were gathered. */
+static void let_leave(const task *t, const rows *r, lane_scratch *w, chunk_state *state) {
     outgoing *o = &w->outgoing;
-    if (!t->stream || a->dtype != real_dtype() || n > TILE_CLASSES || !rows_are_packed(a, r->out_step, r, n))
-        return false;
-    transpose_out((char *)w->leaving, n * ELEMENT, tile, r->count, n, o);
     finish_sending(o, real_dtype());
-    *o = (outgoing){w->leaving, r->out + r->first * r->out_step, r->count * n, 1};
+    *o = (outgoing){w->leaving, r->out + r->first * r->out_step, r->count * t->problem->n_classes, 1};
     begin_sending(o, real_dtype());
     state->filling = !state->filling;
-    return true;
+}
+
+/* Gradients of few classes from the exponentials that were kept. */
+static void write_kept(const task *t, const rows *r, const lane_state *a, const gradients *g, lane_scratch *w,
+                       chunk_state *state, bool out_direct) {
+    const fastce_array *out = &t->problem->out;
+    const int64_t n = t->problem->n_classes;
+    const bool neighbours = !out_direct && out->class_stride == dtype_size(out->dtype) && !out->byte_swapped &&
+                            dtype_is_vector(out->dtype) && (n == 2 || n >= COLUMNS) &&
+                            !positions_are_packed(out, r->out_step, r);
+    const bool packed = rows_are_packed(out, r->out_step, r, n), reals = out->dtype == real_dtype();
+    const bool leaves = neighbours && reals && packed && t->stream;
+    const bool in_place = neighbours && reals && r->consecutive && !leaves && (n != 2 || packed);
+    char *to = (char *)w->flat;
+    ptrdiff_t stride = n * ELEMENT;
+    if (leaves) to = (char *)w->leaving;
+    if (in_place) to = r->out + r->first * r->out_step, stride = r->out_step;
+    if (out_direct) to = r->out + r->first * r->out_step, stride = out->class_stride;
+    if (!neighbours && !out_direct) to = (char *)w->out, stride = VISIT_ROWS * ELEMENT;
+    const bool stream = out_direct && t->stream && ((uintptr_t)to | (uintptr_t)stride) % sizeof(vec) == 0;
+    outgoing o = w->outgoing;
+    for (int64_t i = 0; i < r->count; i += LANES) {
+        few_gradients f = {.label = v_load(&a->label[i]),
+                           .factor = v_load(&g->factor[i]),
+                           .at_label = v_load(&g->at_label[i]),
+                           .any_lowered = g->any_lowered,
+                           .some = !r->all_kept};
+        if (g->any_lowered) f.lowered = v_load(&g->lowered[i]);
+        const real *column = w->kept + i * n;
+        const bool partial = in_place && i + LANES > r->count;
+        char *rows_to = partial ? (char *)w->flat : to + i * stride;
+        ptrdiff_t rows_stride = partial ? n * ELEMENT : stride;
+        if (!neighbours && stream)
+            write_few(&f, column, n, PLANES, to + i * ELEMENT, stride, true, &o);
+        else if (!neighbours)
+            write_few(&f, column, n, PLANES, to + i * ELEMENT, stride, false, &o);
+        else if (n == 2)
+            write_few(&f, column, n, PAIRS, rows_to, rows_stride, false, &o);
+        else
+            write_few(&f, column, n, ROWS, rows_to, rows_stride, false, &o);
+        for (int64_t k = i; partial && k < r->count; k++)
+            memcpy(to + k * stride, rows_to + (k - i) * rows_stride, (size_t)(n * ELEMENT));
+    }
+    w->outgoing = o;
+    if (leaves) {
+        let_leave(t, r, w, state);
+    } else if (!neighbours && !out_direct) {
+        store_tile(t, w->out, w->flat, r, 0, n);
+    } else if (neighbours && !in_place) {
+        for (int64_t i = 0; i < (packed ? 1 : r->count); i++)
+            narrow_as(r->out + row_of(r, i) * r->out_step, w->flat + i * n, packed ? r->count * n : n, out->dtype,
+                      packed && t->stream);
+    }
 }
 
 static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratch *w, chunk_state *state, bool direct,
@@ -455,29 +767,21 @@ static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratc
         find_plain_gradients(r, s, 0, r->count, &g);
     else
         find_gradients(t, r, s, &g);
+    if (all_sound && q->n_classes <= TILE_CLASSES) {
+        write_kept(t, r, a, &g, w, state, out_direct);
+        return;
+    }
     for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
-        const bool kept = all_sound && q->n_classes <= TILE_CLASSES;
-        block_of_lanes x = {(const char *)w->x, VISIT_ROWS * ELEMENT, 0, q->n_classes};
-        if (!kept) {
-            x = get_lanes(t, r, first, direct, w);
-            find_labels(t, r, x, a);
-        }
+        block_of_lanes x = get_lanes(t, r, first, direct, w);
+        find_labels(t, r, x, a);
         const real *vector = t->q_vector && !dense ? (const real *)t->q_vector + first : NULL;
         if (dense) get_dense_tile(t, r, first, x.n, w);
         const real *q_tile = dense ? w->q : NULL;
-        real *written = kept ? w->x : w->out; /* in place it stays in L1 */
-        char *to = out_direct ? r->out + r->first * r->out_step + first * q->out.class_stride : (char *)written;
+        char *to = out_direct ? r->out + r->first * r->out_step + first * q->out.class_stride : (char *)w->out;
         const ptrdiff_t to_stride = out_direct ? q->out.class_stride : VISIT_ROWS * ELEMENT;
-        const bool stream = out_direct && t->stream && ((uintptr_t)to | (uintptr_t)to_stride) % sizeof(vec) == 0;
-        for (int64_t row = 0; row < r->count; row += GROUP) {
-            if (kept && stream)
-                write_kept(r, w->x, x.n, &g, row, a, to, to_stride, true, &w->outgoing);
-            else if (kept)
-                write_kept(r, w->x, x.n, &g, row, a, to, to_stride, false, &w->outgoing);
-            else
-                write_group(t, r, x, vector, q_tile, &g, row, a, to, to_stride);
-        }
-        if (!out_direct && !let_leave(t, r, w, written, state)) store_tile(t, written, w->flat, r, first, x.n);
+        for (int64_t row = 0; row < r->count; row += GROUP)
+            write_group(t, r, x, vector, q_tile, &g, row, a, to, to_stride);
+        if (!out_direct) store_tile(t, w->out, w->flat, r, first, x.n);
     }
 }
 
@@ -487,12 +791,13 @@ static int64_t visit_lanes(const task *t, rows *r, chunk_state *state, char *scr
                       room + TILE_SIZE,
                       room + 2 * TILE_SIZE,
                       room + 3 * TILE_SIZE,
+                      room + TILE_SIZE,
                       room + (4 + state->filling) * TILE_SIZE,
                       state->outgoing};
     lane_state a;
     bool neighbours = r->consecutive && r->count % GROUP == 0 && t->problem->logits.dtype == real_dtype();
     bool direct = neighbours && t->logits_direct;
-    bool all_sound = false;
+    bool all_sound = false, finished = false;
     if (t->needs_max) {
         load_label_logits(t, r, &a, &w, direct);
         int64_t bad = reduce_by_max(t, r, &a, &w, direct);
@@ -502,9 +807,9 @@ static int64_t visit_lanes(const task *t, rows *r, chunk_state *state, char *scr
         }
         for (int64_t i = 0; i < r->count; i++) set_lane(t, r, &a, &a.s, i);
     } else {
-        all_sound = reduce_by_label(t, r, &a, &w, direct);
+        all_sound = reduce_by_label(t, r, &a, &w, direct, &finished, state);
     }
-    finish(t, r, &a.s, t->plain && all_sound, state);
+    if (!finished) finish(t, r, &a.s, t->plain && all_sound, state);
     write_values(r, a.s.value);
     if (t->problem->out.data) write_lanes(t, r, &a, &w, state, direct, neighbours && t->out_direct, all_sound);
     state->outgoing = w.outgoing;

@@ -1,6 +1,6 @@
 /* Sends what is outgoing, a group of vectors at a time: see core.h. */
 
-enum { PAGE_BYTES = 4096 };
+enum { PAGE_BYTES = 4096, LINE = 64 / sizeof(real) };
 
 static INLINE void send_part(outgoing *o, int64_t n, fastce_dtype storage) {
     const real *from = o->from;
@@ -15,7 +15,6 @@ static INLINE void expect_page(const char *to, ptrdiff_t size) {
 
 /* A line, where so much is left: strewn over what is computed, as memory takes lines one at a time. */
 static INLINE void send_line(outgoing *o) {
-    enum { LINE = 64 / sizeof(real) };
     if (o->left < LINE) return;
     const real *from = o->from;
     expect_page(o->to, 64);

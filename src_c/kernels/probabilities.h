@@ -25,7 +25,8 @@ static INLINE void costs(const fastce_problem *q, vec *x, int count) {
 static INLINE vec cost_slope(const fastce_problem *q, vec x) {
     const vec minus_one = v_set1(-1);
     if (q->kind != FASTCE_PROBABILITIES) return v_select(v_eq(x, x), minus_one, x);
-    vec slope = v_div(minus_one, x);
+    const vec zero = v_set1(0), size = v_max(x, v_sub(zero, x)); /* -0 is 0, and what is below is no probability */
+    vec slope = v_div(minus_one, v_select(v_gt(zero, x), v_set1(NAN), size));
     if (q->clip > 0) {
         const vec kept = clipped(x, v_set1((real)q->clip), v_set1((real)(1 - q->clip)));
         slope = v_select(v_eq(kept, x), slope, v_sub(kept, kept));
@@ -48,24 +49,30 @@ static INLINE vec log_ratio(vec a, vec b) {
     return v_select(v_gt(b, a), v_sub(zero, near), near);
 }
 
-/* Half of a log(2a / (a + b)) + b log(2b / (a + b)), by d = |a - b| / (a + b): the sum of two logarithms where one of
- * them rules, else d log((1 + d) / (1 - d)) + log(1 - d^2), which is of the order of d^2 as both of its terms are. */
+/* Half of a log(2a / (a + b)) + b log(2b / (a + b)), by d = |a - b| / (a + b): two logarithms of opposite signs where
+ * they cancel little, else (a + b) / 4 times d^2 (1 + d^2 P(d^2)), which is as small as the distance squared. */
 static INLINE vec jensen_shannon(vec a, vec b) {
-    const vec zero = v_set1(0), one = v_set1(1), half = v_set1((real)0.5);
-    const vec sum = v_add(a, b), apart = v_sub(v_max(a, b), v_min(a, b));
-    const vec d = v_select(v_eq(sum, zero), zero, v_div(apart, sum));
-    const mask is_far = v_gt(d, half);
-    const vec both = v_select(is_far, half, d);
-    vec logs[4] = {v_div(v_add(both, both), v_sub(one, both)), v_sub(zero, v_mul(both, both)), d,
-                   v_select(v_eq(d, one), zero, v_sub(zero, d))};
-    log1p_vectors(logs, 4);
-    const vec near = v_fma(both, logs[0], logs[1]);
-    const vec far = v_fma(v_add(one, d), logs[2], v_mul(v_sub(one, d), logs[3]));
-    return v_mul(v_mul(half, v_mul(half, sum)), v_select(is_far, far, near));
+    enum { TERMS = sizeof divergence_coefficients / sizeof *divergence_coefficients };
+    const vec zero = v_set1(0), half = v_set1((real)0.5), quarter = v_set1((real)0.25);
+    const vec larger = v_max(a, b), smaller = v_min(a, b), sum = v_add(larger, smaller), apart = v_sub(larger, smaller);
+    const vec d = v_select(v_eq(sum, zero), zero, v_div(apart, sum)), z = v_mul(d, d);
+    const mask is_far = v_gt(d, v_set1((real)0.75));
+    vec p = v_set1(divergence_coefficients[TERMS - 1]);
+    for (int i = TERMS - 2; i >= 0; i--) p = v_fma(p, z, v_set1(divergence_coefficients[i]));
+    p = v_mul(v_mul(quarter, v_mul(apart, d)), v_fma(z, p, v_set1(1)));
+    if (v_any(is_far)) {
+        vec up = v_select(is_far, d, zero), share = v_div(v_add(smaller, smaller), sum), down = share;
+        log1p_vectors(&up, 1);
+        log_vectors(&down, 1);
+        down = v_select(v_eq(share, zero), zero, v_mul(smaller, down));
+        p = v_select(is_far, v_mul(half, v_fma(larger, up, down)), p);
+    }
+    return p;
 }
 
 static INLINE vec divergence(const fastce_problem *q, vec target, vec x) {
     const vec zero = v_set1(0);
+    x = v_add(x, zero); /* -0 becomes 0 */
     const vec sound = v_select(v_eq(v_max(x, zero), x), x, v_set1(NAN));
     if (q->kind == FASTCE_KL) return weighed(target, v_add(log_ratio(target, x), v_sub(sound, sound)));
     return v_add(jensen_shannon(target, x), v_sub(sound, sound));

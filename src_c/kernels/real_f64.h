@@ -24,6 +24,13 @@ static const real log_coefficients[] = {
     0x1.5555555555558p-1, 0x1.9999999994e76p-2, 0x1.2492492e6dfddp-2, 0x1.c71c6247410e3p-3,
     0x1.7462e17b4cdd0p-3, 0x1.39f8963ccbdc2p-3, 0x1.2b9f7fb3de73fp-3,
 };
+/* (((1 + d) log(1 + d) + (1 - d) log(1 - d)) / d^2 - 1) / d^2 in z = d^2 for d <= 3/4: the sum within 0.1 * 2^-53 */
+static const real divergence_coefficients[] = {
+    0x1.5555555555555p-3,  0x1.1111111110fc8p-4,  0x1.24924924bc126p-5,  0x1.6c16c14a752c4p-6,  0x1.f07c2d5403c85p-7,
+    0x1.6814a66d5f4c5p-7,  0x1.113a146f27dd8p-7,  0x1.a75aea6530408p-8,  0x1.91a2c07c3b6dep-8,  -0x1.91c0af54fa7d6p-9,
+    0x1.a9b47026ab59ep-5,  -0x1.ef009f916bf9ep-3, 0x1.f01d0d73132b5p-1,  -0x1.7d0ac2ef3d619p+1, 0x1.c97c2d998b62fp+2,
+    -0x1.a66b26ab4a9a4p+3, 0x1.26ffa291d8a20p+4,  -0x1.2d72968033f36p+4, 0x1.aa66dc722a095p+3,  -0x1.760aa0b04e169p+2,
+    0x1.3541ac63adb46p+0};
 
 #define LARGEST_SHIFTED_SUM 1e290
 /* A few binades above the smallest normal number, and about one over LARGEST_SHIFTED_SUM. */

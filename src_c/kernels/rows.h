@@ -50,23 +50,42 @@ static INLINE int64_t block_find(block b, real value, fastce_dtype storage) {
     return -1;
 }
 
-/* Where a group of vectors has no class to leave out its exponentials are limited by the first GROUP of these; else by
- * those that start so many before the -inf. */
-static const real limits[2 * GROUP + 1] = {
-    [0 ... GROUP - 1] = EXP_HIGHEST, [GROUP] = -INFINITY, [GROUP + 1 ... 2 * GROUP] = EXP_HIGHEST};
+/* Rows of up to this many classes are short: several at once, so that the latencies of one row's end overlap the next. */
+enum { SHORT_CLASSES = 512, ROWS_AT_ONCE = 4 };
+
+static INLINE real load_one(const char *p, fastce_dtype storage) {
+    if (storage != real_dtype()) return (real)load_number(p, storage, false);
+    real x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+/* Upper limits of exponentials, the -inf leaving out a class: vectors are limited by those that start so many before it,
+ * or by the first ones where they hold no class to leave out. */
+static const real limits[2 * SHORT_CLASSES + GROUP] = {[0 ... SHORT_CLASSES - 1] = EXP_HIGHEST,
+                                                       [SHORT_CLASSES] = -INFINITY,
+                                                       [SHORT_CLASSES + 1 ... 2 * SHORT_CLASSES + GROUP - 1] =
+                                                           EXP_HIGHEST};
 
 static INLINE const real *limits_at(int64_t i, int64_t excluded) {
     uint64_t position = (uint64_t)(excluded - i);
-    return limits + (position < GROUP ? GROUP - position : 0);
+    return limits + (position < GROUP ? SHORT_CLASSES - position : 0);
 }
 
-static INLINE void exp_and_add(vec *x, int count, vec shift, const real *limit, vec *sum, real *kept) {
+/* The same for a vector whose first lanes, as many as it starts before the end of the first half, were there before. */
+static const real overlap_limits[2 * LANES] = {[0 ... LANES - 1] = -INFINITY, [LANES ... 2 * LANES - 1] = EXP_HIGHEST};
+
+static INLINE void exp_and_add(vec *x, int count, vec shift, const real *limit, vec *sum, real *kept, int64_t n) {
     vec highest[4];
     for (int j = 0; j < count; j++) highest[j] = v_load(limit + j * LANES);
     for (int j = 0; j < count; j++) x[j] = v_sub(x[j], shift);
     exp_limited(x, highest, count);
-    if (kept)
-        for (int j = 0; j < count; j++) v_store(kept + j * LANES, x[j]);
+    for (int j = 0; j < count && kept; j++) {
+        if (n >= (j + 1) * LANES)
+            v_store(kept + j * LANES, x[j]);
+        else
+            v_store_first(kept + j * LANES, x[j], n - j * LANES);
+    }
     for (int j = 0; j < count; j++) sum[j] = v_add(sum[j], x[j]);
 }
 
@@ -86,12 +105,19 @@ static INLINE void add_tail(int count, block b, int64_t i, vec shift, const real
     int64_t last = i + (count - 1) * LANES;
     x[count - 1] = b.n - last >= LANES ? load(b.p + last * size, storage)
                                        : load_first(b.p + last * size, b.n - last, -INFINITY, storage);
-    exp_and_add(x, count, shift, limit, sum, kept);
+    exp_and_add(x, count, shift, limit, sum, kept, b.n - i);
+}
+
+static INLINE void prefetch_ahead(const char *p, ptrdiff_t size, ptrdiff_t ahead) {
+    if (ahead == STREAM_AHEAD_BYTES)
+        prefetch_stream(p + ahead, size);
+    else
+        prefetch(p + ahead, size);
 }
 
 /* Sum of exp(x_k - shift) over a block without the class at excluded (none where it is not in the block), whose exponential is kept as 0.
- * kept has room for whole vectors; every few vectors the sum moves to float64, so that its error does not grow. */
-static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead, outgoing *o,
+ * Every few vectors the sum moves to float64, so that its error does not grow. */
+static INLINE double block_exp_sum_as(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead, outgoing *o,
                                    fastce_dtype storage) {
     enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
@@ -101,13 +127,13 @@ static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *
     int64_t i = 0;
     for (int groups = 1; i + GROUP <= b.n; i += GROUP, groups++) {
         const char *p = b.p + i * size;
-        prefetch(p + ahead, GROUP * size);
+        prefetch_ahead(p, GROUP * size, ahead);
         for (int j = 0; j < 4; j++) x[j] = load(p + j * LANES * size, storage);
-        exp_and_add(x, 4, shifts, limits_at(i, excluded), sum, kept ? kept + i : NULL);
+        exp_and_add(x, 4, shifts, limits_at(i, excluded), sum, kept ? kept + i : NULL, GROUP);
         if (o && o->left >= GROUP) send_group(o, storage);
         if (groups % GROUPS_A_FLUSH == 0) flush(&sums, sum);
     }
-    prefetch(b.p + i * size + ahead, (b.n - i) * size);
+    prefetch_ahead(b.p + i * size, (b.n - i) * size, ahead);
     if (o && o->left >= GROUP) send_group(o, storage);
     const real *limit = limits_at(i, excluded);
     real *to = kept ? kept + i : NULL;
@@ -128,6 +154,155 @@ static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *
         break;
     }
     return w_total(w_add(sums, four_in_one(sum)));
+}
+
+static __attribute__((noinline)) double block_exp_sum_real(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead, outgoing *o) {
+    if (!kept) return block_exp_sum_as(b, shift, excluded, NULL, ahead, NULL, real_dtype());
+    return block_exp_sum_as(b, shift, excluded, kept, ahead, o, real_dtype());
+}
+static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead, outgoing *o, fastce_dtype storage) {
+    if (storage == real_dtype()) return block_exp_sum_real(b, shift, excluded, kept, ahead, o);
+    return block_exp_sum_as(b, shift, excluded, kept, ahead, o, storage);
+}
+
+/* Short rows, a few at once: where they lie, where their exponentials are kept, what leaves their label out, and what is
+ * prefetched meanwhile; to the sum of exp(x_k - shift) but for the label's, which is kept as 0, and where it is wanted the
+ * sum of shift - x_k. */
+enum { BATCH_ROWS = 64 };
+
+typedef struct short_rows {
+    const char *p[BATCH_ROWS], *ahead[BATCH_ROWS];
+    int64_t label[BATCH_ROWS];
+    real *kept[BATCH_ROWS];
+    real shift[BATCH_ROWS];
+    ptrdiff_t ahead_step; /* from one vector of each row to the next */
+    double sum[BATCH_ROWS], spread[BATCH_ROWS];
+} short_rows;
+
+/* Vectors whose lanes are still to be added up, of ROWS_AT_ONCE rows at a time. Adding them up needs few instructions, but
+ * each waits for the one before: that of many rows together overlaps. */
+enum { VECTORS_A_FLUSH = 8, PENDING_REALS = 1024 };
+
+static INLINE int64_t flushes_of_short(int64_t n) {
+    const int64_t whole = n / LANES;
+    return (whole + VECTORS_A_FLUSH - 1) / VECTORS_A_FLUSH;
+}
+
+/* How many rows pend at most. */
+static INLINE int64_t batch_of_short(int64_t n) {
+    const int64_t most = PENDING_REALS / (flushes_of_short(n) * LANES) / ROWS_AT_ONCE * ROWS_AT_ONCE;
+    return most < BATCH_ROWS ? most : BATCH_ROWS;
+}
+
+/* Sums of ROWS_AT_ONCE rows from the lanes of their vectors, in float64. */
+static INLINE void total_short(const real *pending, int64_t flushes, double *totals) {
+    double sum[ROWS_AT_ONCE / COLUMNS][LANES], lost[ROWS_AT_ONCE / COLUMNS][LANES];
+    for (int set = 0; set < ROWS_AT_ONCE / COLUMNS; set++) v_clear(sum[set], lost[set]);
+    for (int64_t f = 0; f < flushes; f++, pending += ROWS_AT_ONCE * LANES) {
+        for (int set = 0; set < ROWS_AT_ONCE / COLUMNS; set++) {
+            vec a[COLUMNS];
+            for (int j = 0; j < COLUMNS; j++) a[j] = v_load(pending + (set * COLUMNS + j) * LANES);
+            v_transpose(a);
+            vec all = a[0];
+            if (COLUMNS == 2) all = v_add(a[0], a[COLUMNS - 1]);
+            if (COLUMNS == 4) all = four_in_one(a);
+            v_accumulate(sum[set], lost[set], all);
+        }
+    }
+    for (int j = 0; j < ROWS_AT_ONCE; j++) {
+        const double *sums = sum[j / COLUMNS] + j % COLUMNS, *losts = lost[j / COLUMNS] + j % COLUMNS;
+        if (sizeof(real) < sizeof(double)) {
+            totals[j] = sums[0];
+            for (int i = COLUMNS; i < LANES; i += COLUMNS) totals[j] += sums[i];
+        } else {
+            double all = sums[0], all_lost = losts[0];
+            for (int i = COLUMNS; i < LANES; i += COLUMNS) add_exactly(&all, &all_lost, sums[i]), all_lost += losts[i];
+            totals[j] = all - all == 0 ? all + all_lost : all; /* beside infinity, what was lost is NaN */
+        }
+    }
+}
+
+/* A vector of each row: its exponentials, and what is below the shift, where the limit does not leave it out. */
+static INLINE void exp_column(const short_rows *g, int64_t row, int64_t i, const vec *shift, const vec *limit, vec *x,
+                              vec *below, bool keeps, fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    for (int j = 0; j < ROWS_AT_ONCE; j++) x[j] = v_sub(load(g->p[row + j] + i * size, storage), shift[j]);
+    for (int j = 0; j < ROWS_AT_ONCE && below; j++) below[j] = v_select(v_gt(x[j], limit[j]), v_set1(0), x[j]);
+    exp_limited(x, limit, ROWS_AT_ONCE);
+    for (int j = 0; j < ROWS_AT_ONCE && keeps; j++) v_store(g->kept[row + j] + i, x[j]);
+}
+
+/* Classes that do not fill a vector are in one that overlaps the vector before, whose exponentials are kept over them. */
+static INLINE void sum_short_as(short_rows *g, int64_t rows, int64_t n, bool keeps, bool spreads, outgoing *o,
+                                fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    const int64_t whole = n / LANES * LANES, last = n - LANES, flushes = flushes_of_short(n);
+    real pending[PENDING_REALS], pending_spread[PENDING_REALS];
+    real *to = pending, *spread_to = pending_spread;
+    for (int64_t row = 0; row < rows; row += ROWS_AT_ONCE) {
+        const char *ahead[ROWS_AT_ONCE];
+        const real *limit_of[ROWS_AT_ONCE];
+        vec shift[ROWS_AT_ONCE], sum[ROWS_AT_ONCE], spread[ROWS_AT_ONCE], x[ROWS_AT_ONCE], below[ROWS_AT_ONCE];
+        vec limit[ROWS_AT_ONCE];
+        for (int j = 0; j < ROWS_AT_ONCE; j++) {
+            const int64_t label = g->label[row + j];
+            g->shift[row + j] = load_one(g->p[row + j] + label * size, storage);
+            shift[j] = v_set1(g->shift[row + j]);
+            sum[j] = spread[j] = v_set1(0);
+            limit_of[j] = limits + SHORT_CLASSES - label;
+            ahead[j] = g->ahead[row + j];
+        }
+        if (whole < n) {
+            const vec overlap = v_load(overlap_limits + (n - whole));
+            for (int j = 0; j < ROWS_AT_ONCE; j++) limit[j] = v_min(overlap, v_load(limit_of[j] + last));
+            for (int j = 0; j < ROWS_AT_ONCE; j++) __builtin_prefetch(ahead[j]);
+            exp_column(g, row, last, shift, limit, x, spreads ? below : NULL, keeps, storage);
+            for (int j = 0; j < ROWS_AT_ONCE; j++) sum[j] = x[j];
+            for (int j = 0; j < ROWS_AT_ONCE && spreads; j++) spread[j] = v_sub(spread[j], below[j]);
+        }
+        for (int64_t begin = 0; begin < whole; begin += VECTORS_A_FLUSH * LANES) {
+            const int64_t end = whole - begin < VECTORS_A_FLUSH * LANES ? whole : begin + VECTORS_A_FLUSH * LANES;
+            for (int64_t i = begin; i < end; i += LANES) {
+                for (int j = 0; j < ROWS_AT_ONCE; j++) __builtin_prefetch(ahead[j] += g->ahead_step);
+                for (int j = 0; j < ROWS_AT_ONCE; j++) limit[j] = v_load(limit_of[j] + i);
+                exp_column(g, row, i, shift, limit, x, spreads ? below : NULL, keeps, storage);
+                for (int j = 0; j < ROWS_AT_ONCE; j++) sum[j] = v_add(sum[j], x[j]);
+                for (int j = 0; j < ROWS_AT_ONCE && spreads; j++) spread[j] = v_sub(spread[j], below[j]);
+                if (o && o->left >= GROUP) send_group(o, storage);
+            }
+            for (int j = 0; j < ROWS_AT_ONCE; j++, to += LANES) v_store(to, sum[j]);
+            for (int j = 0; j < ROWS_AT_ONCE && spreads; j++, spread_to += LANES) v_store(spread_to, spread[j]);
+            for (int j = 0; j < ROWS_AT_ONCE; j++) sum[j] = spread[j] = v_set1(0);
+        }
+    }
+    for (int64_t row = 0; row < rows; row += ROWS_AT_ONCE) {
+        total_short(pending + row * flushes * LANES, flushes, g->sum + row);
+        if (spreads) total_short(pending_spread + row * flushes * LANES, flushes, g->spread + row);
+    }
+}
+
+static INLINE void sum_short(short_rows *g, int64_t rows, int64_t n, bool keeps, bool spreads, outgoing *o,
+                             fastce_dtype storage) {
+    if (keeps)
+        sum_short_as(g, rows, n, true, spreads, o, storage);
+    else if (spreads)
+        sum_short_as(g, rows, n, false, true, NULL, storage);
+    else
+        sum_short_as(g, rows, n, false, false, NULL, storage);
+}
+
+/* Functions of their own: the loop needs all registers. */
+#define ALONE static __attribute__((noinline))
+#ifdef REAL_HAS_HALVES
+ALONE void sum_short_f16(short_rows *g, int64_t rows, int64_t n, bool keeps, bool spreads, outgoing *o) {
+    sum_short(g, rows, n, keeps, spreads, o, FASTCE_F16);
+}
+ALONE void sum_short_bf16(short_rows *g, int64_t rows, int64_t n, bool keeps, bool spreads, outgoing *o) {
+    sum_short(g, rows, n, keeps, spreads, o, FASTCE_BF16);
+}
+#endif
+ALONE void sum_short_real(short_rows *g, int64_t rows, int64_t n, bool keeps, bool spreads, outgoing *o) {
+    sum_short(g, rows, n, keeps, spreads, o, real_dtype());
 }
 
 /* Sum of shift - x_k over a block. */
@@ -158,12 +333,12 @@ static INLINE void block_exp(block b, real shift, real *kept, fastce_dtype stora
     int64_t i = 0;
     for (; i + GROUP <= b.n; i += GROUP) {
         for (int j = 0; j < 4; j++) x[j] = load(b.p + (i + j * LANES) * size, storage);
-        exp_and_add(x, 4, shifts, limits, unused, kept + i);
+        exp_and_add(x, 4, shifts, limits, unused, kept + i, GROUP);
     }
     for (; i < b.n; i += LANES) {
         int64_t n = b.n - i < LANES ? b.n - i : LANES;
         x[0] = n == LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, n, -INFINITY, storage);
-        exp_and_add(x, 1, shifts, limits, unused, kept + i);
+        exp_and_add(x, 1, shifts, limits, unused, kept + i, n);
     }
 }
 
@@ -239,11 +414,15 @@ static bool rows_overlap(const task *t) {
     return t->stream && t->plain && t->problem->n_classes > MOST_STAGED && t->problem->n_classes <= KEPT_CLASSES;
 }
 
-/* Twice where one leaves while the other fills. */
+static bool rows_are_short(const task *t) { return !t->needs_max && t->problem->n_classes <= SHORT_CLASSES; }
+
+/* More than one row is kept where short ones are computed at once, or where one leaves while the other fills. */
+static size_t rows_kept(const task *t) { return rows_are_short(t) ? ROWS_AT_ONCE : rows_overlap(t) ? 2 : 1; }
+
 static size_t rows_scratch_bytes(const task *t) {
     int64_t classes = t->problem->n_classes;
     size_t kept = t->problem->out.data ? kept_classes(classes) : 0, staged = rows_are_staged(t) ? 2 * STAGED_ROOM : 0;
-    size_t reals = kept * (rows_overlap(t) ? 2 : 1) + kept / BLOCK_CLASSES + 1 + 3 * (BLOCK_CLASSES + GROUP) + staged;
+    size_t reals = kept * rows_kept(t) + kept / BLOCK_CLASSES + 1 + 3 * (BLOCK_CLASSES + GROUP) + staged;
     return reals * sizeof(real) + 64;
 }
 
@@ -251,7 +430,7 @@ static row_scratch lay_out_rows(const task *t, const chunk_state *state, char *s
     int64_t classes = t->problem->n_classes;
     size_t kept = t->problem->out.data ? kept_classes(classes) : 0;
     row_scratch w = {.kept = (real *)scratch};
-    w.x = w.kept + kept * (rows_overlap(t) ? 2 : 1);
+    w.x = w.kept + kept * rows_kept(t);
     w.q = w.x + BLOCK_CLASSES + GROUP;
     w.out = w.q + BLOCK_CLASSES + GROUP;
     w.shifts = w.out + BLOCK_CLASSES + GROUP;
@@ -287,11 +466,8 @@ static INLINE void flush_stage(const task *t, const rows *r, const results *s, r
 }
 
 /* Stages row i of the visit: its exponentials will be kept in its place. */
-static INLINE void stage_row(const task *t, const rows *r, const results *s, int64_t i, row_scratch *w,
-                             chunk_state *state, outgoing *o, fastce_dtype storage) {
-    const int64_t n_classes = t->problem->n_classes;
-    if ((w->staged_rows + 1) * n_classes > STAGED_REALS) flush_stage(t, r, s, w, i, state, o, storage);
-    w->kept = w->staged + w->staged_rows++ * n_classes;
+static INLINE void stage_row(const task *t, int64_t i, row_scratch *w) {
+    w->kept = w->staged + w->staged_rows++ * t->problem->n_classes;
     w->scales[i] = false;
 }
 
@@ -307,14 +483,15 @@ static INLINE double shifted_sum(const task *t, const char *row, int64_t label, 
     if (shift - shift != 0) return INFINITY;
     if (q->n_classes <= BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, 0, q->n_classes, direct, w->x);
-        sum = block_exp_sum(b, shift, label, keep ? w->kept : NULL, AHEAD_BYTES, o, storage);
+        sum = block_exp_sum(b, shift, label, keep ? w->kept : NULL, STREAM_AHEAD_BYTES, o, storage);
         if (spreads) *spread = block_spread(b, shift, storage);
         if (keep) w->shifts[0] = shift;
     }
     for (int64_t first = 0; first < q->n_classes && q->n_classes > BLOCK_CLASSES; first += BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
-        add_exactly(&sum, &lost,
-                    block_exp_sum(b, shift, label - first, keep ? w->kept + first : NULL, AHEAD_BYTES, o, storage));
+        add_exactly(
+            &sum, &lost,
+            block_exp_sum(b, shift, label - first, keep ? w->kept + first : NULL, STREAM_AHEAD_BYTES, o, storage));
         if (spreads) add_exactly(spread, &spread_lost, block_spread(b, shift, storage));
         if (keep) w->shifts[first / BLOCK_CLASSES] = shift;
     }
@@ -530,56 +707,149 @@ static INLINE bool reduce_row_by_max(const task *t, const rows *r, results *s, i
     return true;
 }
 
+static INLINE real load_logit(const task *t, const char *row, int64_t k, bool direct, fastce_dtype storage) {
+    const fastce_array *a = &t->problem->logits;
+    if (direct) return load_one(row + k * storage_size(storage), storage);
+    return (real)load_number(row + k * a->class_stride, a->dtype, a->byte_swapped);
+}
+
+/* The label's logit of row i served as its maximum. */
+static INLINE void set_shifted(const task *t, const rows *r, results *s, int64_t i, double sum, double spread) {
+    s->sound[i] = 1;
+    s->max[i] = s->label_logit[i];
+    s->rest[i] = (real)sum;
+    s->mass[i] = r->label_mass[i] + r->weight[i] * t->q_vector_sum;
+    s->distance[i] = (real)(r->weight[i] * t->even_q * spread);
+    s->z[i] = (real)(r->weight[i] * t->problem->z_loss);
+}
+
+/* Short rows of the visit, those at `at`, shifted by their labels' logits. */
+static INLINE void sum_short_rows(const task *t, const rows *r, const int64_t *at, int64_t count, short_rows *g,
+                                  row_scratch *w, int64_t ahead, bool keep, outgoing *o, bool direct,
+                                  fastce_dtype storage) {
+    const int64_t n_classes = t->problem->n_classes, size = (count + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE * ROWS_AT_ONCE;
+    const ptrdiff_t bytes = LANES * storage_size(storage);
+    const bool packed = rows_are_packed(&t->problem->logits, r->logits_step, r, n_classes);
+    g->ahead_step = packed ? ROWS_AT_ONCE * bytes : bytes;
+    for (int64_t j = 0; j < size; j++) {
+        const int64_t i = at[j < count ? j : 0]; /* some row again, to fill up the last */
+        const int64_t later = r->consecutive || i + ahead < r->count ? i + ahead : r->count - 1;
+        const char *row = r->logits + row_of(r, i) * r->logits_step;
+        g->label[j] = r->label[i];
+        g->p[j] =
+            get_block(&t->problem->logits, row, 0, n_classes, direct, w->x + j % ROWS_AT_ONCE * SHORT_CLASSES).p;
+        if (packed)
+            g->ahead[j] = j % ROWS_AT_ONCE == 0 ? row + ahead * r->logits_step : g->ahead[j - 1] + bytes;
+        else
+            g->ahead[j] = r->logits + row_of(r, later) * r->logits_step;
+        if (j >= count) g->kept[j] = g->kept[0];
+    }
+    const bool spreads = t->even_q != 0;
+#ifdef REAL_HAS_HALVES
+    if (storage == FASTCE_F16) return sum_short_f16(g, size, n_classes, keep, spreads, o);
+    if (storage == FASTCE_BF16) return sum_short_bf16(g, size, n_classes, keep, spreads, o);
+#endif
+    sum_short_real(g, size, n_classes, keep, spreads, o);
+}
+
+/* From its sum to the results of row i and to its output; false where its dense target is not acceptable. */
+static INLINE bool settle_row(const task *t, const rows *r, results *s, int64_t i, double sum, double spread,
+                              row_scratch *w, bool keep, bool *plain, chunk_state *state, outgoing *o, bool direct,
+                              fastce_dtype storage) {
+    const bool sound = sum <= LARGEST_SHIFTED_SUM;
+    if (sound) {
+        set_shifted(t, r, s, i, sum, spread);
+    } else {
+        s->sound[i] = 0;
+        *plain = false;
+        if (!reduce_row_by_max(t, r, s, i, w, keep, direct, storage)) return false;
+    }
+    if (w->staged && t->plain && sound)
+        w->scales[i] = true;
+    else if (rows_overlap(t) && sound)
+        leave(t, r, s, i, w, state, o, storage);
+    else if (t->problem->out.data)
+        write_row(t, r, s, i, w, keep, direct, storage);
+    return true;
+}
+
 static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, char *scratch, bool direct,
                                     fastce_dtype storage) {
     const fastce_problem *q = t->problem;
     const bool keep = q->out.data && q->output != FASTCE_LOG_SOFTMAX && q->n_classes <= KEPT_CLASSES;
-    const bool overlaps = rows_overlap(t);
+    const bool overlaps = rows_overlap(t), short_ones = rows_are_short(t);
     row_scratch w = lay_out_rows(t, state, scratch);
     if (!rows_are_staged(t) || !rows_are_packed(&q->out, r->out_step, r, q->n_classes)) w.staged = NULL;
+    real *const kept = w.kept;
+    const size_t room = kept_classes(q->n_classes);
+    const int64_t row_bytes = q->n_classes * storage_size(storage);
+    const int64_t ahead = ROWS_AT_ONCE * ((AHEAD_BYTES + ROWS_AT_ONCE * row_bytes - 1) / (ROWS_AT_ONCE * row_bytes));
+    const bool waits = short_ones && direct && (w.staged || !q->out.data);
+    const int64_t batch = waits ? batch_of_short(q->n_classes) : short_ones ? ROWS_AT_ONCE : 1;
     outgoing o = state->outgoing;
     results s;
     bool plain = t->plain;
     for (int64_t i = r->count; i % GROUP != 0; i++) s.rest[i] = 0;
-    for (int64_t i = 0; i < r->count; i++) {
-        const char *row = r->logits + row_of(r, i) * r->logits_step;
-        const int64_t label = r->label[i];
-        if (w.staged) stage_row(t, r, &s, i, &w, state, &o, storage);
-        if (!r->all_kept && r->weight[i] == 0) {
-            s.max[i] = s.rest[i] = s.distance[i] = s.z[i] = 0, s.mass[i] = 0;
-            if (q->out.data) write_zeros(t, r, i, &w);
-            continue;
+    for (int64_t next = 0; next < r->count;) {
+        int64_t at[BATCH_ROWS], count = 0;
+        short_rows g;
+        if (w.staged && (w.staged_rows + 1) * q->n_classes > STAGED_REALS)
+            flush_stage(t, r, &s, &w, next, state, &o, storage);
+        for (; next < r->count && count < batch; next++) {
+            const int64_t i = next;
+            if (w.staged) {
+                if ((w.staged_rows + 1) * q->n_classes > STAGED_REALS) break;
+                stage_row(t, i, &w);
+            }
+            if (!r->all_kept && r->weight[i] == 0) {
+                s.sound[i] = s.max[i] = s.rest[i] = s.distance[i] = s.z[i] = 0, s.mass[i] = 0;
+                if (q->out.data) write_zeros(t, r, i, &w);
+                continue;
+            }
+            s.label_logit[i] = 0;
+            if (!short_ones && r->label[i] >= 0)
+                s.label_logit[i] =
+                    load_logit(t, r->logits + row_of(r, i) * r->logits_step, r->label[i], direct, storage);
+            if (short_ones) g.kept[count] = w.staged ? w.kept : kept + (size_t)count * room;
+            at[count++] = i;
         }
-        s.label_logit[i] = 0;
-        if (label >= 0)
-            s.label_logit[i] = (real)load_number(row + label * q->logits.class_stride,
-                                                 direct ? storage : q->logits.dtype, !direct && q->logits.byte_swapped);
-        double sum = INFINITY, spread = 0;
-        if (!t->needs_max)
-            sum =
-                shifted_sum(t, row, label, s.label_logit[i], &w, keep, &spread, t->stream ? &o : NULL, direct, storage);
-        if (overlaps) finish_sending(&o, storage);
-        s.sound[i] = sum <= LARGEST_SHIFTED_SUM;
-        if (sum <= LARGEST_SHIFTED_SUM) {
-            s.max[i] = s.label_logit[i];
-            s.rest[i] = (real)sum;
-            s.mass[i] = r->label_mass[i] + r->weight[i] * t->q_vector_sum;
-            s.distance[i] = (real)(r->weight[i] * t->even_q * spread);
-            s.z[i] = (real)(r->weight[i] * q->z_loss);
-        } else {
-            plain = false;
-            if (!reduce_row_by_max(t, r, &s, i, &w, keep, direct, storage)) {
+        bool all_sound = false;
+        if (short_ones && count > 0) {
+            sum_short_rows(t, r, at, count, &g, &w, ahead, keep, t->stream ? &o : NULL, direct, storage);
+            all_sound = t->plain && !q->out.data;
+            for (int64_t j = 0; j < count; j++) {
+                s.label_logit[at[j]] = g.shift[j];
+                s.rest[at[j]] = (real)g.sum[j];
+                s.sound[at[j]] = 1;
+                all_sound &= (g.sum[j] <= LARGEST_SHIFTED_SUM) & (g.shift[j] - g.shift[j] == 0);
+            }
+        }
+        for (int64_t j = 0; j < count && !all_sound; j++) {
+            const int64_t i = at[j];
+            const real shift = s.label_logit[i];
+            double sum = INFINITY, spread = 0;
+            if (short_ones) {
+                sum = g.sum[j];
+                spread = t->even_q != 0 ? g.spread[j] : 0;
+                w.kept = g.kept[j];
+                if (keep) {
+                    w.kept[r->label[i]] = 1;
+                    w.shifts[0] = shift;
+                }
+            } else if (!t->needs_max) {
+                sum = shifted_sum(t, r->logits + row_of(r, i) * r->logits_step, r->label[i], shift, &w, keep, &spread,
+                                  t->stream ? &o : NULL, direct, storage);
+            }
+            if (shift - shift != 0) sum = INFINITY;
+            if (overlaps) finish_sending(&o, storage);
+            if (!settle_row(t, r, &s, i, sum, spread, &w, keep, &plain, state, &o, direct, storage)) {
                 state->outgoing = o;
                 return i;
             }
         }
-        if (w.staged && t->plain && sum <= LARGEST_SHIFTED_SUM)
-            w.scales[i] = true;
-        else if (overlaps && sum <= LARGEST_SHIFTED_SUM)
-            leave(t, r, &s, i, &w, state, &o, storage);
-        else if (q->out.data)
-            write_row(t, r, &s, i, &w, keep, direct, storage);
     }
+    for (int64_t i = 0; i < r->count && t->plain && !plain; i++) /* those before, or beside, one that was not */
+        if (s.sound[i] != 0) set_shifted(t, r, &s, i, (double)s.rest[i], 0);
     flush_stage(t, r, &s, &w, r->count, state, &o, storage);
     state->outgoing = o;
     finish(t, r, &s, plain, state);
@@ -594,5 +864,6 @@ static int64_t visit_rows(const task *t, rows *r, chunk_state *state, char *scra
     if (t->logits_direct && t->problem->logits.dtype == FASTCE_BF16)
         return visit_rows_as(t, r, state, scratch, true, FASTCE_BF16);
 #endif
-    return visit_rows_as(t, r, state, scratch, t->logits_direct, real_dtype());
+    if (t->logits_direct) return visit_rows_as(t, r, state, scratch, true, real_dtype());
+    return visit_rows_as(t, r, state, scratch, false, real_dtype());
 }

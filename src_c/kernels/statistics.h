@@ -15,36 +15,14 @@ typedef struct row_state {
 
 static const row_state nothing_seen = {.rest = -1, .argmax = 0, .max = -INFINITY, .best_other = -INFINITY};
 
-/* The maximum of a block; a NaN is noted, and no maximum. */
-static INLINE real pass_max(block b, row_state *s, fastce_dtype storage) {
-    const ptrdiff_t size = storage_size(storage);
-    vec max[4], nan[4];
-    for (int j = 0; j < 4; j++) max[j] = v_set1(-INFINITY), nan[j] = v_set1(0);
-    for (int64_t i = 0; i < b.n; i += GROUP)
-        for (int j = 0; j < 4; j++) {
-            int64_t at = i + j * LANES, n = b.n - at;
-            vec x = n >= LANES ? load(b.p + at * size, storage)
-                    : n <= 0   ? v_set1(-INFINITY)
-                               : load_first(b.p + at * size, n, -INFINITY, storage);
-            max[j] = v_max(x, max[j]);
-            nan[j] = v_select(v_eq(x, x), nan[j], v_set1(1));
-        }
-    real lanes[LANES], nans[LANES], highest = -INFINITY;
-    v_store(lanes, v_max(v_max(max[0], max[1]), v_max(max[2], max[3])));
-    v_store(nans, v_max(v_max(nan[0], nan[1]), v_max(nan[2], nan[3])));
-    for (int j = 0; j < LANES; j++) {
-        highest = lanes[j] > highest ? lanes[j] : highest;
-        s->has_nan |= nans[j] != 0;
-    }
-    return highest;
-}
-
-/* The maximum of a block's classes but the label's, and how many lie above its logit. */
-static INLINE void pass_label(block b, int64_t label, real logit, row_state *s, fastce_dtype storage) {
+/* The maximum of a block, and about its label the maximum of the other classes and how many lie above it. A NaN is noted,
+ * and no maximum. */
+static INLINE real pass_maxima(block b, int64_t label, real logit, bool about_label, row_state *s,
+                               fastce_dtype storage) {
     const ptrdiff_t size = storage_size(storage);
     const vec lowest = v_set1(-INFINITY), zero = v_set1(0), one = v_set1(1), logits = v_set1(logit);
-    vec best[4], above[4], x[4];
-    for (int j = 0; j < 4; j++) best[j] = lowest, above[j] = zero;
+    vec max[4], nan[4], best[4], above[4], x[4];
+    for (int j = 0; j < 4; j++) max[j] = best[j] = lowest, nan[j] = above[j] = zero;
     for (int64_t i = 0; i < b.n; i += GROUP) {
         for (int j = 0; j < 4; j++) {
             int64_t at = i + j * LANES, n = b.n - at;
@@ -52,22 +30,32 @@ static INLINE void pass_label(block b, int64_t label, real logit, row_state *s, 
                    : n <= 0   ? lowest
                               : load_first(b.p + at * size, n, -INFINITY, storage);
         }
+        for (int j = 0; j < 4; j++) max[j] = v_max(x[j], max[j]);
+        for (int j = 0; j < 4; j++) nan[j] = v_select(v_eq(x[j], x[j]), nan[j], one);
+        if (!about_label) continue;
+        for (int j = 0; j < 4; j++) above[j] = v_add(above[j], v_select(v_gt(x[j], logits), one, zero));
         if ((uint64_t)(label - i) < GROUP) {
             real lanes[GROUP];
             for (int j = 0; j < 4; j++) v_store(lanes + j * LANES, x[j]);
             lanes[label - i] = -INFINITY;
             for (int j = 0; j < 4; j++) x[j] = v_load(lanes + j * LANES);
         }
-        for (int j = 0; j < 4; j++) best[j] = v_max(best[j], x[j]);
-        for (int j = 0; j < 4; j++) above[j] = v_add(above[j], v_select(v_gt(x[j], logits), one, zero));
+        for (int j = 0; j < 4; j++) best[j] = v_max(x[j], best[j]);
     }
-    real lanes[LANES], counts[LANES];
-    v_store(lanes, v_max(v_max(best[0], best[1]), v_max(best[2], best[3])));
+    real tops[LANES], nans[LANES], bests[LANES], counts[LANES], highest = -INFINITY;
+    v_store(tops, v_max(v_max(max[0], max[1]), v_max(max[2], max[3])));
+    v_store(nans, v_max(v_max(nan[0], nan[1]), v_max(nan[2], nan[3])));
+    v_store(bests, v_max(v_max(best[0], best[1]), v_max(best[2], best[3])));
     v_store(counts, four_in_one(above));
     for (int j = 0; j < LANES; j++) {
-        s->best_other = lanes[j] > s->best_other ? lanes[j] : s->best_other;
+        highest = tops[j] > highest ? tops[j] : highest;
+        s->has_nan |= nans[j] != 0;
+    }
+    for (int j = 0; j < LANES && about_label; j++) {
+        s->best_other = bests[j] > s->best_other ? bests[j] : s->best_other;
         s->rank += (int64_t)counts[j];
     }
+    return highest;
 }
 
 /* Moves what was summed to a higher maximum. */
@@ -120,63 +108,87 @@ static INLINE void pass_sums(block b, int64_t excluded, bool spreads, row_state 
     add_exactly(&s->spread, &s->spread_lost, -w_total(spreads_in_all));
 }
 
+/* What has been seen of the rows of a visit. */
+typedef struct seen_rows {
+    real max[VISIT_ROWS], best_other[VISIT_ROWS], logit[VISIT_ROWS];
+    real nan[VISIT_ROWS]; /* 1 where there is one */
+    double rest[VISIT_ROWS], spread[VISIT_ROWS];
+    int64_t argmax[VISIT_ROWS], rank[VISIT_ROWS];
+} seen_rows;
+
 /* Of a row with a NaN, with +inf or with -inf alone: the first NaN, else the first maximum, and the log-sum-exp. */
-static void look_at_special(const task *t, const char *row, row_state *s, real *lse) {
+static void look_at_special(const task *t, const char *row, int64_t *argmax, real *lse) {
     const fastce_array *a = &t->problem->logits;
     *lse = lse_of_special(a, row, t->problem->n_classes);
-    s->argmax = 0;
+    *argmax = 0;
     for (int64_t k = 0; k < t->problem->n_classes; k++) {
         real x;
         gather(&x, row + k * a->class_stride, 0, 1, a->dtype, a->byte_swapped);
         if (x == *lse || (x != x && *lse != *lse)) {
-            s->argmax = k;
+            *argmax = k;
             return;
         }
     }
 }
 
-static void put_real(void *array, int64_t row, real value) {
-    if (array) memcpy((char *)array + row * (ptrdiff_t)sizeof value, &value, sizeof value);
-}
-
-static void put_index(int64_t *array, int64_t row, int64_t value) {
-    if (array) array[row] = value;
-}
-
-/* The answers for row i of the visit, from what was seen of it. */
-static void answer_row(const task *t, const rows *r, int64_t i, real logit, row_state *s, real log_total) {
-    const fastce_statistics *to = t->problem->statistics;
-    const int64_t row = r->first_row + row_of(r, i), label = r->label[i];
-    const real rest = (real)(s->rest + s->rest_lost), nan = NAN;
-    const bool unsure = s->has_nan || s->max - s->max != 0;
-    real lse = s->max + log_total;
-    if (unsure) look_at_special(t, r->logits + row_of(r, i) * r->logits_step, s, &lse);
-    put_real(to->lse, row, lse);
-    const double share = (s->spread + s->spread_lost) / (1 + s->rest + s->rest_lost);
-    put_real(to->entropy, row, unsure ? nan : (real)((double)log_total + share));
-    put_index(to->argmax, row, s->argmax);
-    if (label < 0) {
-        put_real(to->loss, row, 0);
-        put_real(to->target_probability, row, nan);
-        put_index(to->rank, row, -1);
-        put_real(to->margin, row, nan);
-        if (to->correct) to->correct[row] = 0;
-        return;
+/* Writes one answer for each row of the visit. */
+static INLINE void put_answers(void *to, const rows *r, const void *answers, ptrdiff_t size) {
+    if (!to) return;
+    if (r->consecutive) {
+        memcpy((char *)to + (r->first_row + r->first) * size, answers, (size_t)(r->count * size));
+    } else {
+        for (int64_t i = 0; i < r->count; i++)
+            memcpy((char *)to + (r->first_row + r->index[i]) * size, (const char *)answers + i * size, (size_t)size);
     }
-    const real below = s->max - logit;
-    put_real(to->loss, row, unsure ? nan : (real)((double)log_total + (double)below));
-    put_real(to->target_probability, row, unsure ? nan : exp_one(-below) / (1 + rest));
-    put_index(to->rank, row, s->rank);
-    put_real(to->margin, row, logit - s->best_other);
-    if (to->correct) to->correct[row] = s->argmax == label;
+}
+
+/* The answers for the rows of the visit, a vector of rows at a time. */
+static void answer_rows(const task *t, const rows *r, seen_rows *a) {
+    const fastce_statistics *to = t->problem->statistics;
+    const vec zero = v_set1(0), one = v_set1(1), nan = v_set1(NAN);
+    real lse[VISIT_ROWS], loss[VISIT_ROWS], entropy[VISIT_ROWS], share[VISIT_ROWS], margin[VISIT_ROWS];
+    real rest[VISIT_ROWS], log_total[VISIT_ROWS], sound[VISIT_ROWS], labelled[VISIT_ROWS];
+    for (int64_t i = 0; i < r->count; i++) labelled[i] = r->label[i] >= 0, rest[i] = (real)a->rest[i];
+    for (int64_t i = r->count; i % LANES != 0; i++)
+        labelled[i] = rest[i] = a->max[i] = a->nan[i] = a->logit[i] = a->best_other[i] = 0;
+    for (int64_t i = 0; i < r->count; i += LANES) {
+        const vec max = v_load(&a->max[i]), logit = v_load(&a->logit[i]), sum = v_load(&rest[i]);
+        const mask has_label = v_gt(v_load(&labelled[i]), zero);
+        const mask finite = v_eq(v_sub(max, max), zero), clean = v_eq(v_load(&a->nan[i]), zero);
+        const vec below = v_sub(max, logit);
+        vec log = sum, e = v_sub(zero, below);
+        log1p_vectors(&log, 1);
+        exp_vectors(&e, 1);
+        v_store(&sound[i], v_select(finite, v_select(clean, one, zero), zero));
+        v_store(&log_total[i], v_select(finite, v_select(clean, log, nan), nan));
+        log = v_load(&log_total[i]);
+        v_store(&lse[i], v_add(max, log));
+        v_store(&loss[i], v_select(has_label, v_add(log, below), zero));
+        e = v_select(finite, v_select(clean, v_div(e, v_add(one, sum)), nan), nan);
+        v_store(&share[i], v_select(has_label, e, nan));
+        v_store(&margin[i], v_select(has_label, v_sub(logit, v_load(&a->best_other[i])), nan));
+    }
+    for (int64_t i = 0; i < r->count; i++) entropy[i] = (real)((double)log_total[i] + a->spread[i] / (1 + a->rest[i]));
+    for (int64_t i = 0; i < r->count; i++)
+        if (sound[i] == 0) look_at_special(t, r->logits + row_of(r, i) * r->logits_step, &a->argmax[i], &lse[i]);
+    bool correct[VISIT_ROWS];
+    for (int64_t i = 0; i < r->count; i++) correct[i] = r->label[i] >= 0 && a->argmax[i] == r->label[i];
+    for (int64_t i = 0; i < r->count; i++) a->rank[i] = r->label[i] < 0 ? -1 : a->rank[i];
+    put_answers(to->lse, r, lse, sizeof *lse);
+    put_answers(to->loss, r, loss, sizeof *loss);
+    put_answers(to->entropy, r, entropy, sizeof *entropy);
+    put_answers(to->target_probability, r, share, sizeof *share);
+    put_answers(to->margin, r, margin, sizeof *margin);
+    put_answers(to->argmax, r, a->argmax, sizeof *a->argmax);
+    put_answers(to->rank, r, a->rank, sizeof *a->rank);
+    put_answers(to->correct, r, correct, sizeof *correct);
 }
 
 /* The same for vectors of rows. */
 typedef struct lane_statistics {
-    real label[VISIT_ROWS], logit[VISIT_ROWS];
-    real max[VISIT_ROWS], best_other[VISIT_ROWS], nan[VISIT_ROWS], argmax[VISIT_ROWS], rank[VISIT_ROWS];
-    double rest[VISIT_ROWS], spread[VISIT_ROWS], rest_lost[VISIT_ROWS], spread_lost[VISIT_ROWS];
-    int64_t argmax_in_all[VISIT_ROWS], rank_in_all[VISIT_ROWS];
+    seen_rows s;
+    real label[VISIT_ROWS], argmax[VISIT_ROWS], rank[VISIT_ROWS]; /* within the tile at hand */
+    double rest_lost[VISIT_ROWS], spread_lost[VISIT_ROWS];
 } lane_statistics;
 
 /* Sees maxima and what lies above the labels among the classes of a tile, for the group of rows at row. argmax becomes the
@@ -185,11 +197,11 @@ static INLINE void pass_tile_maxima(block_of_lanes x, int64_t row, bool about_la
     const vec zero = v_set1(0), one = v_set1(1), lowest = v_set1(-INFINITY);
     vec max[4], at[4], nan[4], best[4], above[4], label[4], logit[4];
     for (int j = 0; j < 4; j++) {
-        max[j] = v_load(&a->max[row + j * LANES]);
-        nan[j] = v_load(&a->nan[row + j * LANES]);
-        best[j] = v_load(&a->best_other[row + j * LANES]);
+        max[j] = v_load(&a->s.max[row + j * LANES]);
+        nan[j] = v_load(&a->s.nan[row + j * LANES]);
+        best[j] = v_load(&a->s.best_other[row + j * LANES]);
         label[j] = v_load(&a->label[row + j * LANES]);
-        logit[j] = v_load(&a->logit[row + j * LANES]);
+        logit[j] = v_load(&a->s.logit[row + j * LANES]);
         at[j] = v_set1(-1);
         above[j] = zero;
     }
@@ -207,17 +219,14 @@ static INLINE void pass_tile_maxima(block_of_lanes x, int64_t row, bool about_la
         }
     }
     for (int j = 0; j < 4; j++) {
-        v_store(&a->nan[row + j * LANES], nan[j]);
-        v_store(&a->best_other[row + j * LANES], best[j]);
+        v_store(&a->s.nan[row + j * LANES], nan[j]);
+        v_store(&a->s.best_other[row + j * LANES], best[j]);
         v_store(&a->argmax[row + j * LANES], at[j]);
         v_store(&a->rank[row + j * LANES], above[j]);
-        v_store(&a->best_other[row + j * LANES], best[j]);
     }
-    for (int j = 0; j < GROUP; j++) {
-        const int64_t i = row + j;
-        a->rank_in_all[i] += (int64_t)a->rank[i];
-        if (a->argmax[i] < 0) continue;
-        a->argmax_in_all[i] = x.first + (int64_t)a->argmax[i];
+    for (int64_t i = row; i < row + GROUP; i++) {
+        a->s.rank[i] += (int64_t)(int32_t)a->rank[i];
+        a->s.argmax[i] = a->argmax[i] < 0 ? a->s.argmax[i] : x.first + (int32_t)a->argmax[i];
     }
     for (int j = 0; j < 4; j++) {
         real raised[LANES];
@@ -225,18 +234,18 @@ static INLINE void pass_tile_maxima(block_of_lanes x, int64_t row, bool about_la
         for (int l = 0; l < LANES && x.first > 0; l++) {
             const int64_t i = row + j * LANES + l;
             if (a->argmax[i] < 0) continue;
-            row_state s = {.rest = a->rest[i],
+            row_state s = {.rest = a->s.rest[i],
                            .rest_lost = a->rest_lost[i],
-                           .spread = a->spread[i],
+                           .spread = a->s.spread[i],
                            .spread_lost = a->spread_lost[i],
-                           .max = a->max[i]};
-            if (a->max[i] == -INFINITY) s.rest = -1;
+                           .max = a->s.max[i]};
+            if (a->s.max[i] == -INFINITY) s.rest = -1;
             raise_max(&s, raised[l], 0);
-            a->rest[i] = s.rest;
-            a->spread[i] = s.spread;
+            a->s.rest[i] = s.rest;
+            a->s.spread[i] = s.spread;
             a->rest_lost[i] = a->spread_lost[i] = 0;
         }
-        v_store(&a->max[row + j * LANES], max[j]);
+        v_store(&a->s.max[row + j * LANES], max[j]);
     }
 }
 
@@ -245,7 +254,7 @@ static INLINE void pass_tile_sums(block_of_lanes x, int64_t row, bool spreads, l
     const vec zero = v_set1(0), lowest = v_set1(EXP_LOWEST);
     vec shift[4], at[4];
     for (int j = 0; j < 4; j++) {
-        const vec max = v_load(&a->max[row + j * LANES]);
+        const vec max = v_load(&a->s.max[row + j * LANES]);
         shift[j] = v_select(v_eq(max, v_set1(-INFINITY)), zero, max);
         at[j] = v_load(&a->argmax[row + j * LANES]);
     }
@@ -267,8 +276,8 @@ static INLINE void pass_tile_sums(block_of_lanes x, int64_t row, bool spreads, l
         }
         for (int j = 0; j < 4; j++) {
             const int64_t i = row + j * LANES;
-            v_accumulate(&a->rest[i], &a->rest_lost[i], rest[j]);
-            if (spreads) v_accumulate(&a->spread[i], &a->spread_lost[i], v_sub(zero, spread[j]));
+            v_accumulate(&a->s.rest[i], &a->rest_lost[i], rest[j]);
+            if (spreads) v_accumulate(&a->s.spread[i], &a->spread_lost[i], v_sub(zero, spread[j]));
         }
     }
 }
@@ -283,44 +292,26 @@ static void visit_statistics_lanes(const task *t, rows *r, char *scratch) {
     real *room = (real *)scratch;
     lane_scratch w = {.x = room, .flat = room + TILE_SIZE};
     lane_state labels;
-    lane_statistics a;
-    for (int64_t i = 0; i < VISIT_ROWS; i++) {
-        a.max[i] = a.best_other[i] = -INFINITY;
-        a.nan[i] = a.logit[i] = 0;
-        a.rest[i] = a.spread[i] = a.rest_lost[i] = a.spread_lost[i] = 0;
-        a.argmax_in_all[i] = a.rank_in_all[i] = 0;
-    }
-    for (int64_t i = 0; i < r->count; i++)
-        if (r->label[i] >= 0)
-            gather(&a.logit[i], r->logits + row_of(r, i) * r->logits_step + r->label[i] * q->logits.class_stride, 0, 1,
-                   q->logits.dtype, q->logits.byte_swapped);
+    lane_statistics a = {0};
+    for (int64_t i = 0; i < VISIT_ROWS; i++) a.s.max[i] = a.s.best_other[i] = -INFINITY;
+    const bool one_tile = q->n_classes <= TILE_CLASSES;
+    if (one_tile)
+        memset(labels.s.label_logit, 0, sizeof labels.s.label_logit);
+    else
+        load_label_logits(t, r, &labels, &w, direct);
     for (int64_t first = 0; first < q->n_classes; first += TILE_CLASSES) {
         block_of_lanes x = get_lanes(t, r, first, direct, &w);
         find_labels(t, r, x, &labels);
+        for (int64_t row = 0; row < r->count && one_tile; row += GROUP) select_label_logits(x, row, &labels);
         memcpy(a.label, labels.label, sizeof a.label);
+        memcpy(a.s.logit, labels.s.label_logit, sizeof a.s.logit);
         for (int64_t row = 0; row < r->count; row += GROUP) {
             pass_tile_maxima(x, row, about_label, &a);
             if (sums) pass_tile_sums(x, row, to->entropy != NULL, &a);
         }
     }
-    real log_total[VISIT_ROWS];
-    for (int64_t i = 0; i < r->count; i += LANES) {
-        vec rest = rounded_sums(&a.rest[i], &a.rest_lost[i]);
-        log1p_vectors(&rest, 1);
-        v_store(&log_total[i], rest);
-    }
-    for (int64_t i = 0; i < r->count; i++) {
-        row_state s = {.rest = a.rest[i],
-                       .spread = a.spread[i],
-                       .rest_lost = a.rest_lost[i],
-                       .spread_lost = a.spread_lost[i],
-                       .argmax = a.argmax_in_all[i],
-                       .rank = a.rank_in_all[i],
-                       .max = a.max[i],
-                       .best_other = a.best_other[i],
-                       .has_nan = a.nan[i] != 0};
-        answer_row(t, r, i, a.logit[i], &s, log_total[i]);
-    }
+    for (int64_t i = 0; i < r->count; i++) a.s.rest[i] += a.rest_lost[i], a.s.spread[i] += a.spread_lost[i];
+    answer_rows(t, r, &a.s);
 }
 
 typedef struct statistics_scratch {
@@ -337,6 +328,7 @@ static INLINE void visit_statistics_as(const task *t, rows *r, statistics_scratc
     const fastce_statistics *to = q->statistics;
     const bool about_label = to->rank || to->margin;
     const bool sums = to->lse || to->loss || to->entropy || to->target_probability;
+    seen_rows seen;
     for (int64_t i = 0; i < r->count; i++) {
         const char *row = r->logits + row_of(r, i) * r->logits_step;
         const int64_t label = r->label[i];
@@ -346,17 +338,19 @@ static INLINE void visit_statistics_as(const task *t, rows *r, statistics_scratc
             gather(&logit, row + label * q->logits.class_stride, 0, 1, q->logits.dtype, q->logits.byte_swapped);
         for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
             block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
-            real max = pass_max(b, &s, storage);
+            real max = pass_maxima(b, label - first, logit, about_label && label >= 0, &s, storage);
             int64_t excluded = -1;
             if (max > s.max) {
                 excluded = block_find(b, max, storage);
                 raise_max(&s, max, first + excluded);
             }
-            if (about_label && label >= 0) pass_label(b, label - first, logit, &s, storage);
             if (sums && s.max != -INFINITY) pass_sums(b, excluded, to->entropy != NULL, &s, storage);
         }
-        answer_row(t, r, i, logit, &s, log1p_one((real)(s.rest + s.rest_lost)));
+        seen.max[i] = s.max, seen.best_other[i] = s.best_other, seen.logit[i] = logit, seen.nan[i] = s.has_nan;
+        seen.rest[i] = s.rest + s.rest_lost, seen.spread[i] = s.spread + s.spread_lost;
+        seen.argmax[i] = s.argmax, seen.rank[i] = s.rank;
     }
+    answer_rows(t, r, &seen);
 }
 
 static int64_t visit_statistics(const task *t, rows *r, char *scratch) {

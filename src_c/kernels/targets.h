@@ -2,10 +2,7 @@
  * A label is loaded once and used as checked: the array may change meanwhile. Among the kernels for their vectors. */
 
 static void load_labels(const fastce_array *a, const char *p, ptrdiff_t step, int64_t count, int64_t *label) {
-    if (a->dtype == FASTCE_I64 && !a->byte_swapped && step == 8) {
-        prefetch(p + AHEAD_BYTES, count * 8);
-        memcpy(label, p, (size_t)count * 8);
-    } else if (a->dtype == FASTCE_I64 && !a->byte_swapped) {
+    if (a->dtype == FASTCE_I64 && !a->byte_swapped) {
         for (int64_t i = 0; i < count; i++) memcpy(&label[i], p + i * step, 8);
     } else if (a->dtype == FASTCE_I32 && !a->byte_swapped) {
         for (int64_t i = 0; i < count; i++) label[i] = load_label(p + i * step, FASTCE_I32, false);
@@ -26,13 +23,22 @@ static void mark_ignored(const fastce_problem *q, const char *p, ptrdiff_t step,
 }
 
 /* The first of count labels that is neither valid nor ignored, or -1; ignored ones are -1 afterwards. */
-static int64_t check_labels(const task *t, const char *p, ptrdiff_t step, int64_t count, int64_t *label,
+static int64_t check_labels(const task *t, const char *p, ptrdiff_t step, int64_t count, int64_t *restrict label,
                             bool *any_ignored) {
     const fastce_problem *q = t->problem;
     uint64_t classes = (uint64_t)q->n_classes;
-    load_labels(&q->target, p, step, count, label);
-    int64_t outside = 0, last = q->n_classes - 1; /* negative where a label is */
-    for (int64_t i = 0; i < count; i++) outside |= label[i] | (int64_t)((uint64_t)last - (uint64_t)label[i]);
+    int64_t outside = 0; /* negative where a label is */
+    const uint64_t last = classes - 1;
+    if (q->target.dtype == FASTCE_I64 && !q->target.byte_swapped && step == 8) {
+        prefetch(p + AHEAD_BYTES, count * 8);
+        for (int64_t i = 0; i < count; i++) {
+            memcpy(&label[i], p + i * 8, 8);
+            outside |= label[i] | (int64_t)(last - (uint64_t)label[i]);
+        }
+    } else {
+        load_labels(&q->target, p, step, count, label);
+        for (int64_t i = 0; i < count; i++) outside |= label[i] | (int64_t)(last - (uint64_t)label[i]);
+    }
     bool ignorable = q->has_ignore_index && (uint64_t)q->ignore_index < classes;
     if (outside >= 0 && !ignorable) return -1;
     mark_ignored(q, p, step, count, label);

@@ -12,6 +12,11 @@ static inline wide w_add(wide w, vec a) {
     return (wide){sum, v_add(w.lost, v_add(v_sub(w.sum, v_sub(sum, added)), v_sub(a, added)))};
 }
 
+static inline void w_store(wide w, double *sums, double *lost) {
+    v_store(sums, w.sum);
+    v_store(lost, w.lost);
+}
+
 static inline double w_total(wide w) {
     double sum = 0, lost = 0, sums[LANES], losts[LANES];
     v_store(sums, w.sum);
