@@ -104,8 +104,8 @@ def _loss(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) ->
     q_sum = at.copy()
     loss = np.where(at > 0, at * (top - x[rows, y]), 0)
     if rest is not None:
-        q_sum += rest.sum(axis=1)
-        loss += np.where(rest > 0, rest * (top[:, None] - x), 0).sum(axis=1)
+        q_sum += rest.sum(axis=1, dtype=np.longdouble)
+        loss += np.where(rest > 0, rest * (top[:, None] - x), 0).sum(axis=1, dtype=np.longdouble)
     lse = top + np.log1p(r)
     z = s * p.z_loss
     loss += q_sum * np.log1p(r)
