@@ -177,7 +177,7 @@ typedef struct short_rows {
     int64_t label[BATCH_ROWS];
     real *kept[BATCH_ROWS];
     real shift[BATCH_ROWS];
-    ptrdiff_t ahead_step; /* from one vector of each row to the next */
+    ptrdiff_t ahead_step, further; /* from one vector of each row to the next; from what comes into L1 to L2 */
     double sum[BATCH_ROWS], spread[BATCH_ROWS];
 } short_rows;
 
@@ -224,6 +224,14 @@ static INLINE void total_short(const real *pending, int64_t flushes, double *tot
     }
 }
 
+static INLINE void prefetch_column(const short_rows *g, const char **ahead) {
+    for (int j = 0; j < ROWS_AT_ONCE; j++) {
+        __builtin_prefetch(ahead[j] + g->further, 0, 2);
+        __builtin_prefetch(ahead[j]);
+        ahead[j] += g->ahead_step;
+    }
+}
+
 /* A vector of each row: its exponentials, and what is below the shift, where the limit does not leave it out. */
 static INLINE void exp_column(const short_rows *g, int64_t row, int64_t i, const vec *shift, const vec *limit, vec *x,
                               vec *below, bool keeps, fastce_dtype storage) {
@@ -256,8 +264,8 @@ static INLINE void sum_short_as(short_rows *g, int64_t rows, int64_t n, bool kee
         }
         if (whole < n) {
             const vec overlap = v_load(overlap_limits + (n - whole));
+            prefetch_column(g, ahead);
             for (int j = 0; j < ROWS_AT_ONCE; j++) limit[j] = v_min(overlap, v_load(limit_of[j] + last));
-            for (int j = 0; j < ROWS_AT_ONCE; j++) __builtin_prefetch(ahead[j]);
             exp_column(g, row, last, shift, limit, x, spreads ? below : NULL, keeps, storage);
             for (int j = 0; j < ROWS_AT_ONCE; j++) sum[j] = x[j];
             for (int j = 0; j < ROWS_AT_ONCE && spreads; j++) spread[j] = v_sub(spread[j], below[j]);
@@ -265,7 +273,7 @@ static INLINE void sum_short_as(short_rows *g, int64_t rows, int64_t n, bool kee
         for (int64_t begin = 0; begin < whole; begin += VECTORS_A_FLUSH * LANES) {
             const int64_t end = whole - begin < VECTORS_A_FLUSH * LANES ? whole : begin + VECTORS_A_FLUSH * LANES;
             for (int64_t i = begin; i < end; i += LANES) {
-                for (int j = 0; j < ROWS_AT_ONCE; j++) __builtin_prefetch(ahead[j] += g->ahead_step);
+                prefetch_column(g, ahead);
                 for (int j = 0; j < ROWS_AT_ONCE; j++) limit[j] = v_load(limit_of[j] + i);
                 exp_column(g, row, i, shift, limit, x, spreads ? below : NULL, keeps, storage);
                 for (int j = 0; j < ROWS_AT_ONCE; j++) sum[j] = v_add(sum[j], x[j]);
@@ -761,16 +769,17 @@ static INLINE void sum_short_rows(const task *t, const rows *r, const int64_t *a
     const ptrdiff_t bytes = LANES * storage_size(storage);
     const bool packed = rows_are_packed(&t->problem->logits, r->logits_step, r, n_classes);
     g->ahead_step = packed ? ROWS_AT_ONCE * bytes : bytes;
+    g->further = packed ? STREAM_FURTHER_BYTES : 0;
     for (int64_t j = 0; j < size; j++) {
         const int64_t i = at[j < count ? j : 0]; /* some row again, to fill up the last */
-        const int64_t later = r->consecutive || i + ahead < r->count ? i + ahead : r->count - 1;
         const char *row = r->logits + row_of(r, i) * r->logits_step;
         g->label[j] = r->label[i];
         g->p[j] = get_block(&t->problem->logits, row, 0, n_classes, direct, w->x + j % ROWS_AT_ONCE * SHORT_CLASSES).p;
-        if (packed)
-            g->ahead[j] = j % ROWS_AT_ONCE == 0 ? row + ahead * r->logits_step : g->ahead[j - 1] + bytes;
+        if (!packed)
+            g->ahead[j] = r->logits + row_of(r, i + ahead < r->count ? i + ahead : r->count - 1) * r->logits_step;
         else
-            g->ahead[j] = r->logits + row_of(r, later) * r->logits_step;
+            g->ahead[j] = j % ROWS_AT_ONCE == 0 ? row + ROWS_AT_ONCE * r->logits_step + STREAM_AHEAD_BYTES
+                                                : g->ahead[j - 1] + bytes;
         if (j >= count) g->kept[j] = g->kept[0];
     }
     const bool spreads = t->even_q != 0;
