@@ -449,7 +449,7 @@ static void test_offsets(void) {
     for (int64_t j = 0; j < in.n_rows * in.n_classes; j++) moved.x[j] = in.x[j] + 4096;
     for (const char *const *isa = running_isas(); *isa; isa++)
         for (int d = 2; d < LOGITS_DTYPES; d++)
-            for (fastce_output output = FASTCE_LOSS; output < FASTCE_OUTPUT_COUNT; output++) {
+            for (fastce_output output = FASTCE_LOSS; output <= FASTCE_LOG_SOFTMAX; output++) {
                 way w = way_of(*isa, logits_dtypes[d], rows_layout);
                 if (output == FASTCE_LSE) continue;
                 outputs here = run(&in, output, &w), there = run(&moved, output, &w);
@@ -516,7 +516,7 @@ static const layout strided[] = {
 };
 
 static void check_layouts(const inputs *in, const char *name, const way *base, const layout *layouts, int count) {
-    for (fastce_output output = FASTCE_LOSS; output < FASTCE_OUTPUT_COUNT; output++) {
+    for (fastce_output output = FASTCE_LOSS; output <= FASTCE_LOG_SOFTMAX; output++) {
         outputs expected = run(in, output, base);
         for (int l = 0; l < count; l++)
             for (int turn = 0; turn < 3; turn++) {
@@ -575,7 +575,7 @@ static void test_rows_alone(void) {
             inputs in = make_inputs(option_named(thorough[o]), 2, inner, classes);
             for (int d = 0; d < LOGITS_DTYPES; d++)
                 for (const char *const *isa = running_isas(); *isa; isa++)
-                    for (fastce_output output = FASTCE_GRAD; output < FASTCE_OUTPUT_COUNT; output++)
+                    for (fastce_output output = FASTCE_GRAD; output <= FASTCE_LOG_SOFTMAX; output++)
                         for (int l = 0; l < 2; l++) {
                             way w = way_of(*isa, logits_dtypes[d], l ? strided[0] : neighbours[0]);
                             if (output != FASTCE_GRAD && o > 0) continue;
@@ -725,7 +725,7 @@ static void test_output_dtypes(void) {
         for (const char *const *isa = running_isas(); *isa; isa++)
             for (int d = 0; d < LOGITS_DTYPES; d++)
                 for (int l = 0; l < 2; l++)
-                    for (fastce_output output = FASTCE_GRAD; output < FASTCE_OUTPUT_COUNT; output++) {
+                    for (fastce_output output = FASTCE_GRAD; output <= FASTCE_LOG_SOFTMAX; output++) {
                         if (!has_out(output)) continue;
                         way w = way_of(*isa, logits_dtypes[d], l ? image_layout : rows_layout);
                         w.out_dtype = d == 3 ? FASTCE_F64 : FASTCE_F32;
