@@ -128,6 +128,9 @@ CALL = np.dtype(
 )
 """What a kernel is told beside the types of its arguments; and what came of it: bad, loss and weight."""
 
+CALL_BYTES = CALL.itemsize - 8 * MAX_AXES * AXIS
+"""Of the record of a call without the axes, which are its end."""
+
 BLOCK_BYTES = 40
 """What a block of rows leaves: high and low parts of its loss and of its weight, and its first bad row."""
 
@@ -241,9 +244,10 @@ class Grid(NamedTuple):
         """Copy from memory to the buffer."""
         outlined(f"fastce_gather_{memory.itemsize}", self, lambda *grid: Grid(*grid)._copy(memory, inward=True))
 
-    def scatter(self, memory: Memory) -> None:
+    def scatter(self, memory: Memory) -> State:
         """Copy from the buffer to memory."""
         outlined(f"fastce_scatter_{memory.itemsize}", self, lambda *grid: Grid(*grid)._copy(memory, inward=False))
+        return ()
 
     def _copy(self, memory: Memory, *, inward: bool) -> None:
         size = self.start.like(memory.itemsize)
@@ -462,11 +466,12 @@ class Leaving(NamedTuple):
         return Leaving(*when(self.left > count * x.lanes - 1, self, vectors))
 
 
-def put_line(x: Memory, out: Memory, source: Value, to: Value, factor: Value, live: Value | None = None) -> None:
+def put_line(x: Memory, out: Memory, source: Value, to: Value, factor: Value, live: Value | None = None) -> State:
     """Write a whole line past the caches, or its ``live`` first elements through them."""
     count = LINE // out.itemsize
     e = x.computed().beside(to).load(source, live, lanes=count)
     out.beside(to).store(to, e * factor.to(x.real).splat(count), live, past_caches=live is None)
+    return ()
 
 
 def begin_leaving(tile: Struct, x: Memory, out: Memory, source: Value, to: Value, n: Value, factor: Value) -> None:
@@ -477,7 +482,7 @@ def begin_leaving(tile: Struct, x: Memory, out: Memory, source: Value, to: Value
         # The last line, if not whole, goes through the caches: the stores behind it would wait for it.
         (to + n * size).prefetch(to_write=True)
         head = smaller((to.like(0) - to) % LINE // size, n)
-        when(head > 0, (), lambda: put_line(x, out, source, to, factor, head) or ())
+        when(head > 0, (), lambda: put_line(x, out, source, to, factor, head))
         for index, value in enumerate((source + head * x.real_size, to + head * size, n - head)):
             (leaving + 8 * index).write(value)
         its_factor.write(factor)
@@ -486,7 +491,7 @@ def begin_leaving(tile: Struct, x: Memory, out: Memory, source: Value, to: Value
     outlined(f"fastce_begin_{x.code}_{out.code}", (source, to, n, factor, place, place + 24), begin)
 
 
-def finish_leaving(tile: Struct, x: Memory, out: Memory) -> None:
+def finish_leaving(tile: Struct, x: Memory, out: Memory) -> State:
     """Send all that is leaving."""
 
     def finish(leaving: Value) -> None:
@@ -500,10 +505,11 @@ def finish_leaving(tile: Struct, x: Memory, out: Memory) -> None:
 
         rest = left % count
         source, to = loop(0, left - rest, count, (source, to), line)
-        when(rest > 0, (), lambda: put_line(x, out, source, to, factor, rest) or ())
+        when(rest > 0, (), lambda: put_line(x, out, source, to, factor, rest))
         (leaving + 16).write(left.like(0))
 
     outlined(f"fastce_finish_{x.code}_{out.code}", (tile.leaving.at(0),), finish)
+    return ()
 
 
 def begin_row(call: Struct, tile: Struct, i: Value, x: Memory, out: Memory) -> None:
@@ -630,7 +636,7 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, out: Memory | N
     useful = (rest < SHIFTED_LIMIT[x.real]) & (logit > -math.inf) & (logit < math.inf)
     if out is not None:
         Leaving(*end[:3]).put(tile)
-        when(tile.waiting > 0, (), lambda: finish_leaving(tile, x, out) or ())
+        when(tile.waiting > 0, (), lambda: finish_leaving(tile, x, out))
         tile.kept_rows[i] = (useful & fits).extend(64)
     tile.sound[i] = useful.extend(64)
     return useful
@@ -650,7 +656,8 @@ def few_sums(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory | None
         logits, kept = gathered(x, tile.logits.at(0), i), gathered(x.computed(), tile.q.at(0), i)
         labels = few_labels(tile, i, x)
         (last_logit,) = logits.load(last, 1, None, 0.0)
-        leaving, factor = ((), None) if out is None else (Leaving.of(tile), x.constant(1.0))
+        leaving: State = () if out is None else Leaving.of(tile)
+        factor = x.constant(1.0)
 
         def take(k: Value, label_logit: Value, *leaving: Value) -> State:
             (logit,) = logits.load(k, 1, None, 0.0)
@@ -660,7 +667,7 @@ def few_sums(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory | None
                 leaving = Leaving(*leaving).send(1, factor, x, out)
             return select(taken, logit, label_logit), *leaving
 
-        shift, *leaving = loop(0, last, 1, (last_logit, *leaving), take)
+        shift, *still = loop(0, last, 1, (last_logit, *leaving), take)
 
         def some(first: Value, count: int, _: None, *state: Value) -> State:
             leaving, total = state[: len(state) - width], state[len(state) - width :]
@@ -672,7 +679,7 @@ def few_sums(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory | None
 
         total = no_sum(x, across=True)
         width = len(total)
-        end = each(last, None, (*leaving, *total), some)
+        end = each(last, None, (*still, *total), some)
         rest = pairwise(add, list(end[len(end) - width :]))
         if out is not None:
             Leaving(*end[:3]).put(tile)
@@ -698,9 +705,9 @@ def find_unsound(tile: Struct, n: Value, x: Memory, across: Value | None) -> Val
     """Tell whether some row of the tile must go through its maximum, or did."""
 
     def sound_at(i: Value) -> Value:
-        if across is None:
-            return tile.sound.at(i).read(64, GROUP) > 0
-        return tile.rest.at(i).read(64, GROUP).from_bits() < SHIFTED_LIMIT[x.real]
+        field: Items = tile.sound if across is None else tile.rest
+        found = field.at(i).read(64, GROUP)
+        return found > 0 if across is None else found.from_bits() < SHIFTED_LIMIT[x.real]
 
     def any_of(i: Value, flags: Value) -> State:
         live = tile.sample.at(i).read(64, GROUP).from_bits() > 0.0
@@ -1067,7 +1074,7 @@ def few_output(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory) -> 
     loop(0, n, x.lanes, (), positions)
     when(tile.way.equals(TOGETHER), (), gather_rows)
     there = grid(call, tile, OUT, n, n.like(0), call.n_classes, tile.out)
-    when(tile.way.equals(DIRECT), (), lambda: there.scatter(out) or ())
+    when(tile.way.equals(DIRECT), (), lambda: there.scatter(out))
 
 
 @traced
@@ -1162,7 +1169,7 @@ def read_labels(call: Struct, tile: Struct, n: Value) -> Value:
     """Return where the tile's labels lie as int64, whole groups of them; what uint64 has beyond becomes negative."""
     source, stride = tile.at[LABELS], call.inner[LABELS]
     ahead = select(stride.equals(call.label_bits >> 3), n * stride, 0)
-    loop(0, ahead, LINE, (), lambda line: (source + line + AHEAD).prefetch() or ())
+    loop(0, ahead, LINE, (), lambda line: (source + line + AHEAD).prefetch())
 
     def width(bits: int) -> Callable[[], State]:
         buffer = tile.logits.at(0)

@@ -12,7 +12,7 @@ import functools
 import operator
 import threading
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import llvmlite.binding
 import numba
@@ -25,6 +25,7 @@ from fastce._backends._numba_lanes import ArrayAddress, RecordAddress, Stream
 from fastce._backends._numba_tile import (
     AXIS,
     CALL,
+    CALL_BYTES,
     DENSE,
     FEW,
     GRAD_OUTPUT,
@@ -226,7 +227,10 @@ def _is_small(p: Problem) -> bool:
     return p.labels is not None and p.logits.size > 0 and threads_for(p, 2) == 1
 
 
-def _remember(memory: dict[Any, Any], key: Any, value: Any) -> Any:
+_Value = TypeVar("_Value")
+
+
+def _remember(memory: dict[Any, _Value], key: Any, value: _Value) -> _Value:
     if len(memory) >= MOST_PLANS:
         memory.clear()
     memory[key] = value
@@ -280,7 +284,7 @@ def _tasks(parallel: bool) -> Any:
     array = ArrayAddress()
     kernels = types.int64, array, types.int64, array
     arguments = *kernels, RecordAddress(numba.from_dtype(CALL)), types.int64, *(array,) * 10
-    result = types.Tuple((types.int64, types.float64, types.float64))
+    result = types.containers.Tuple((types.int64, types.float64, types.float64))
     signature = result(*arguments, *(types.float64,) * 3)
     return _compiled(_numba_kernels.tasks, signature, parallel=parallel).entry_point
 
@@ -403,7 +407,7 @@ def _put_layout(call: Any, positions: tuple[int, ...], operands: dict[int, Array
     call["inner"] = axes[-1][1]
     for index, (size, strides) in enumerate(axes):
         call["axis"][index * AXIS : (index + 1) * AXIS] = (size, *strides)
-    call["bytes"] = CALL.fields["axis"][1] + 8 * AXIS * len(axes)
+    call["bytes"] = CALL_BYTES + 8 * AXIS * len(axes)
     for operand, array in operands.items():
         if array.ndim > len(positions):
             call["class_stride"][operand] = array.strides[-1]
