@@ -232,6 +232,7 @@ def cross_entropy(
     IndexError: target: label 3 at index (1,) is out of range for 3 classes
     """
     # In the order of the signature, as `_DEFAULTS` are.
+    small: float | None
     if backend is _pipeline.NUMBA:
         small = _pipeline.numba_quick.loss(
             logits,
@@ -402,7 +403,7 @@ def cross_entropy_with_grad(
             denominator,
             base,
         )
-        if small is not None:
+        if small is not None and out is not None:
             return LossAndGrad(small, out)
     request = _inputs.loss_request(
         logits,

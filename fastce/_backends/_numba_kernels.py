@@ -19,6 +19,8 @@ from fastce._backends._numba_tile import LABELS, SCRATCH_BYTES, SHARED_BYTES
 def tasks(
     entry: Any,
     plan: Any,
+    scan_entry: Any,
+    scan_plan: Any,
     call: Any,
     count: Any,
     logits: Any,
@@ -37,28 +39,24 @@ def tasks(
     z_loss: Any,
     grad_scale: Any,
 ) -> Any:
-    """Call the compiled kernel at an address for each task, on as many threads as Numba is set to."""
-    vector.prepare(
-        call,
-        plan,
-        count,
-        logits,
-        labels,
-        dense,
-        sample_weight,
-        grad_output,
-        out,
-        values,
-        class_weight,
-        dense_weight,
-        class_vector,
-        factor,
-        positive_weight,
-        target_scale,
-        z_loss,
-        grad_scale,
-    )
+    """Call the compiled kernel at an address for each task, on as many threads as Numba is set to.
+
+    With another one to scan the rows first, the gradient is divided by their weight; if that is 0, or a row is bad,
+    nothing more is done.
+    """
     address = vector.address_of(call)
+    rows = (count, logits, labels, dense, sample_weight, grad_output, out, values)
+    weights = (class_weight, dense_weight, class_vector, factor, positive_weight)
+    if scan_entry != 0:
+        vector.prepare(call, scan_plan, *rows, *weights, target_scale, z_loss, grad_scale)
+        for task in range(count):
+            vector.invoke(scan_entry, address, address + SHARED_BYTES + SCRATCH_BYTES * task, task)
+        vector.total(call)
+        bad, weight = vector.first_bad_of_all(call), vector.total_weight(call)
+        if bad < vector.row_count(call) or not weight > 0.0:
+            return bad, 0.0, 0.0
+        grad_scale /= weight
+    vector.prepare(call, plan, *rows, *weights, target_scale, z_loss, grad_scale)
     for task in prange(count):
         vector.invoke(entry, address, address + SHARED_BYTES + SCRATCH_BYTES * task, task)
     vector.total(call)
@@ -99,6 +97,17 @@ def kernel(
 
 
 @njit(inline="always")
+def finish(call: Any, tile: Any, n: Any, q: Any, gradient: Any, shifted: Any) -> None:
+    """Make the values of rows that went through their maximum."""
+    if q is None:
+        alone = 1.0 if call.start[LABELS] == 0 else 0.0
+        for i in range(n):
+            tile.mass[i] = alone
+            tile.pull[i] = tile.top[i] if call.lse else 0.0
+    vector.finish(call, tile, n, gradient, shifted)
+
+
+@njit(inline="always")
 def measure(
     call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, out: Any, across: Any, shifted: Any, gradient: Any
 ) -> None:
@@ -113,18 +122,16 @@ def measure(
         vector.tile_sums(call, tile, n, x, dense, q, shifted)
     else:
         vector.few_sums(call, tile, n, x, out)
-    if shifted is None or vector.find_unsound(tile, n) != 0:
-        if across is not None and shifted is not None:
-            vector.get_labels(call, tile, n, x, q)
-            vector.tile_sums(call, tile, n, x, dense, q, shifted)
-        if q is None:
-            alone = 1.0 if call.start[LABELS] == 0 else 0.0
-            for i in range(n):
-                tile.mass[i] = alone
-                tile.pull[i] = tile.top[i] if call.lse else 0.0
-        vector.finish(call, tile, n, gradient, shifted)
-    if shifted is not None:
+    if shifted is None:
+        finish(call, tile, n, q, gradient, shifted)
+    else:
+        unsound = vector.find_unsound(tile, n, x, across)
         vector.finish_shifted(call, tile, n, x, gradient)
+        if unsound > 0:
+            if across is not None:
+                vector.get_labels(call, tile, n, x, q)
+                vector.tile_sums(call, tile, n, x, dense, q, shifted)
+            finish(call, tile, n, q, gradient, shifted)
 
 
 @njit(inline="always")

@@ -53,6 +53,10 @@ def _unbox_stream(stream: Stream, obj: Any, c: Any) -> NativeValue:
     return NativeValue(c.pyapi.long_as_longlong(obj), is_error=cgutils.is_not_null(c.builder, c.pyapi.err_occurred()))
 
 
+State = tuple["Value", ...]
+"""What a loop carries from one turn to the next; empty from code without results, so that it can be a loop's body."""
+
+
 class ArrayAddress(types.Type):
     """The type of an argument that is an array or None for Python, and for the compiled code where its elements lie."""
 
@@ -286,10 +290,11 @@ class Value:
         """Have all that was stored so far in memory before what follows."""
         self.builder.fence("seq_cst")
 
-    def prefetch(self, *, to_write: bool = False) -> None:
+    def prefetch(self, *, to_write: bool = False) -> State:
         """Ask for the cache line at this address."""
         use, keep, data = (ir.Constant(ir.IntType(32), value) for value in (int(to_write), 3, 1))
         self._call(ir.VoidType(), "llvm.prefetch.p0", [self.pointer(), use, keep, data])
+        return ()
 
     def _call(self, result: ir.Type, name: str, arguments: list[ir.Value]) -> ir.Value:
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
@@ -530,9 +535,6 @@ class Struct:
 
     def __setattr__(self, name: str, value: Value) -> None:
         Items(self.address + self.record.offset(name), self.record.typeof(name))[0] = value
-
-
-State = tuple[Value, ...]
 
 
 def loop(start: Value | int, stop: Value, step: int, state: State, body: Callable[..., State]) -> State:

@@ -344,13 +344,22 @@ class Row(NamedTuple):
     rest: Value
     log: Value
     target: Value
+    lowered: Value
     factor: Value
     target_factor: Value
     at_top: Value
     at_top_z: Value
 
     def write(
-        self, x: Vectors, q: Vectors | None, out: Vectors, n: Value, lanes: int | None, logarithm: Value | None
+        self,
+        x: Vectors,
+        q: Vectors | None,
+        out: Vectors,
+        n: Value,
+        lanes: int | None,
+        logarithm: Value | None,
+        *,
+        lowered: bool = False,
     ) -> None:
         """Write the gradient without the label, probabilities, or their logarithms."""
 
@@ -359,7 +368,10 @@ class Row(NamedTuple):
             if logarithm is not None:
                 values = [logit - self.top - self.log for logit in logits]
             else:
-                values = [exponential(logit - self.top) * self.factor for logit in logits]
+                values = [exponential(logit - self.top) for logit in logits]
+                if lowered:
+                    values = [value * self.lowered for value in values]
+                values = [value * self.factor for value in values]
             if q is not None:
                 targets = q.load(first, count, part, 0.0)
                 values = [self._gradient(*three) for three in zip(logits, targets, values, strict=True)]

@@ -134,6 +134,9 @@ CALL = np.dtype(
 )
 """What a kernel is told beside the types of its arguments; and what came of it: bad, loss and weight."""
 
+CALL_BYTES = CALL.itemsize - 8 * MAX_AXES * AXIS
+"""Of the record of a call without the axes, which are its end."""
+
 BLOCK_BYTES = 40
 """What a block of rows leaves: high and low parts of its loss and of its weight, and its first bad row."""
 
@@ -168,6 +171,7 @@ SCRATCH = np.dtype(
         ("value", "f8", PITCH),
         ("target", "f8", PITCH),  # Q / s
         ("log", "f8", PITCH),  # log1p(r)
+        ("lowered", "f8", PITCH),  # what exponentials shifted by a label's logit are multiplied by first
         ("factor", "f8", PITCH),  # what exp(x - top) is multiplied by in the output
         ("target_factor", "f8", PITCH),  # what q is multiplied by in the gradient
         ("at_label", "f8", PITCH),  # the gradient at the label
@@ -183,6 +187,7 @@ SCRATCH = np.dtype(
         ("kept_rows", "i8", PITCH),  # 1 where `exponentials` has a row's
         ("any_bad", "i8"),
         ("any_unsound", "i8"),
+        ("any_lowered", "i8"),
         ("sums", "f8", SUMS),  # of the block's values and weights: per lane, high and low parts
         ("kept", "f8", 8 * PITCH),  # sweeps between two blocks of classes
         ("logits", "f8", FEW * PITCH),  # gathered elements as they are in memory, and q as it is computed with
@@ -251,9 +256,10 @@ class Grid(NamedTuple):
         """Copy from memory to the buffer."""
         outlined(f"fastce_gather_{memory.itemsize}", self, lambda *grid: Grid(*grid)._copy(memory, inward=True))
 
-    def scatter(self, memory: Memory) -> None:
+    def scatter(self, memory: Memory) -> State:
         """Copy from the buffer to memory."""
         outlined(f"fastce_scatter_{memory.itemsize}", self, lambda *grid: Grid(*grid)._copy(memory, inward=False))
+        return ()
 
     def _copy(self, memory: Memory, *, inward: bool) -> None:
         size = self.start.like(memory.itemsize)
@@ -429,6 +435,11 @@ def maximum_sums(call: Struct, tile: Struct, i: Value, x: Memory, dense: Memory 
         field[i] = sum_of_lanes(value)
 
 
+SMALLEST_FACTOR = {"f4": 2.0**-120, "f8": 2.0**-1000}
+LOWERED = {"f4": 2.0**-100, "f8": 2.0**-500}
+"""Far below the other logits a label makes the exponentials so large, and their factor so small, that its digits would
+not fit where the gradient's do: then a power of two moves from them to it."""
+
 SHIFTED_LIMIT = {"f4": 1e18, "f8": 1e150}
 
 
@@ -467,11 +478,12 @@ class Leaving(NamedTuple):
         return Leaving(*when(self.left > count * x.lanes - 1, self, vectors))
 
 
-def put_line(x: Memory, out: Memory, source: Value, to: Value, factor: Value, live: Value | None = None) -> None:
+def put_line(x: Memory, out: Memory, source: Value, to: Value, factor: Value, live: Value | None = None) -> State:
     """Write a whole line past the caches, or its ``live`` first elements through them."""
     count = LINE // out.itemsize
     e = x.computed().beside(to).load(source, live, lanes=count)
     out.beside(to).store(to, e * factor.to(x.real).splat(count), live, past_caches=live is None)
+    return ()
 
 
 def begin_leaving(tile: Struct, x: Memory, out: Memory, source: Value, to: Value, n: Value, factor: Value) -> None:
@@ -482,7 +494,7 @@ def begin_leaving(tile: Struct, x: Memory, out: Memory, source: Value, to: Value
         # The last line, if not whole, goes through the caches: the stores behind it would wait for it.
         (to + n * size).prefetch(to_write=True)
         head = smaller((to.like(0) - to) % LINE // size, n)
-        when(head > 0, (), lambda: put_line(x, out, source, to, factor, head) or ())
+        when(head > 0, (), lambda: put_line(x, out, source, to, factor, head))
         for index, value in enumerate((source + head * x.real_size, to + head * size, n - head)):
             (leaving + 8 * index).write(value)
         its_factor.write(factor)
@@ -491,7 +503,7 @@ def begin_leaving(tile: Struct, x: Memory, out: Memory, source: Value, to: Value
     outlined(f"fastce_begin_{x.code}_{out.code}", (source, to, n, factor, place, place + 24), begin)
 
 
-def finish_leaving(tile: Struct, x: Memory, out: Memory) -> None:
+def finish_leaving(tile: Struct, x: Memory, out: Memory) -> State:
     """Send all that is leaving."""
 
     def finish(leaving: Value) -> None:
@@ -505,10 +517,11 @@ def finish_leaving(tile: Struct, x: Memory, out: Memory) -> None:
 
         rest = left % count
         source, to = loop(0, left - rest, count, (source, to), line)
-        when(rest > 0, (), lambda: put_line(x, out, source, to, factor, rest) or ())
+        when(rest > 0, (), lambda: put_line(x, out, source, to, factor, rest))
         (leaving + 16).write(left.like(0))
 
     outlined(f"fastce_finish_{x.code}_{out.code}", (tile.leaving.at(0),), finish)
+    return ()
 
 
 def begin_row(call: Struct, tile: Struct, i: Value, x: Memory, out: Memory) -> None:
@@ -551,7 +564,7 @@ def start_leaving(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory) 
     def choose(_: Value) -> State:
         def kept(i: Value, all_kept: Value) -> State:
             tile.waiting_to[i] = i.like(0)
-            return (select(tile.sample[i] > 0.0, smaller(all_kept, tile.kept_rows[i]), 0),)
+            return (select((tile.sample[i] > 0.0) & (tile.kept_rows[i] > 0), all_kept, 0),)
 
         (all_kept,) = loop(0, n, 1, (n.like(1),), kept)
         packed = call.inner[OUT].equals(size * call.n_classes) & (call.n_classes < GATHERED + 1)
@@ -635,7 +648,7 @@ def shifted_sum(call: Struct, tile: Struct, i: Value, x: Memory, out: Memory | N
     useful = (rest < SHIFTED_LIMIT[x.real]) & (logit > -math.inf) & (logit < math.inf)
     if out is not None:
         Leaving(*end[:3]).put(tile)
-        when(tile.waiting > 0, (), lambda: finish_leaving(tile, x, out) or ())
+        when(tile.waiting > 0, (), lambda: finish_leaving(tile, x, out))
         tile.kept_rows[i] = (useful & fits).extend(64)
     tile.sound[i] = useful.extend(64)
     return useful
@@ -655,7 +668,8 @@ def few_sums(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory | None
         logits, kept = gathered(x, tile.logits.at(0), i), gathered(x.computed(), tile.q.at(0), i)
         labels = few_labels(tile, i, x)
         (last_logit,) = logits.load(last, 1, None, 0.0)
-        leaving, factor = ((), None) if out is None else (Leaving.of(tile), x.constant(1.0))
+        leaving: State = () if out is None else Leaving.of(tile)
+        factor = x.constant(1.0)
 
         def take(k: Value, label_logit: Value, *leaving: Value) -> State:
             (logit,) = logits.load(k, 1, None, 0.0)
@@ -665,7 +679,7 @@ def few_sums(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory | None
                 leaving = Leaving(*leaving).send(1, factor, x, out)
             return select(taken, logit, label_logit), *leaving
 
-        shift, *leaving = loop(0, last, 1, (last_logit, *leaving), take)
+        shift, *still = loop(0, last, 1, (last_logit, *leaving), take)
 
         def some(first: Value, count: int, _: None, *state: Value) -> State:
             leaving, total = state[: len(state) - width], state[len(state) - width :]
@@ -677,15 +691,12 @@ def few_sums(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory | None
 
         total = no_sum(x, across=True)
         width = len(total)
-        end = each(last, None, (*leaving, *total), some)
+        end = each(last, None, (*still, *total), some)
         rest = pairwise(add, list(end[len(end) - width :]))
         if out is not None:
             Leaving(*end[:3]).put(tile)
         sound = (rest < SHIFTED_LIMIT[x.real]) & (shift - shift).equals(0.0)
-        for field in (tile.top, tile.label_logit):
-            field.at(i).write(shift.to("f8"))
-        tile.rest.at(i).write(rest)
-        tile.sound.at(i).write(sound.extend(64))
+        tile.rest.at(i).write(select(sound, rest, math.inf))
         return ()
 
     loop(0, n, x.lanes, (), positions)
@@ -702,15 +713,26 @@ def few_class(k: Value, x: Memory) -> Value:
 
 
 @traced
-def find_unsound(tile: Struct, n: Value) -> Value:
-    """Tell whether some row of the tile must go through its maximum."""
+def find_unsound(tile: Struct, n: Value, x: Memory, across: Value | None) -> Value:
+    """Tell whether some row of the tile must go through its maximum, or did."""
+
+    def sound_at(i: Value) -> Value:
+        field: Items = tile.sound if across is None else tile.rest
+        found = field.at(i).read(64, GROUP)
+        return found > 0 if across is None else found.from_bits() < SHIFTED_LIMIT[x.real]
 
     def any_of(i: Value, flags: Value) -> State:
         live = tile.sample.at(i).read(64, GROUP).from_bits() > 0.0
-        return (flags | select(live, tile.sound.at(i).read(64, GROUP), 1).equals(0).extend(64),)
+        return (flags | (live & ~sound_at(i)).extend(64),)
+
+    def mark(i: Value) -> State:
+        tile.sound.at(i).write(sound_at(i).extend(64))
+        return ()
 
     (flags,) = loop(0, n, GROUP, (n.like(0).splat(GROUP),), any_of)
     tile.any_unsound = found = flags.reduce(lambda a, b: a | b)
+    if across is not None:
+        when(found > 0, (), lambda: loop(0, n, GROUP, (), mark))
     return found
 
 
@@ -792,51 +814,74 @@ def add_weights(call: Struct, tile: Struct, n: Value) -> None:
     """Add up the rows' weights in a mean."""
     zero = call.grad_scale.like(0.0).splat(GROUP)
 
-    def exactly(i: Value) -> State:
-        add_to_sums(tile, 1, tile.weight.at(i).read_like(zero))
+    def exactly(field: Items) -> Callable[[], State]:
+        def add(i: Value) -> State:
+            add_to_sums(tile, 1, field.at(i).read_like(zero))
+            return ()
+
+        return lambda: loop(0, n, GROUP, (), add)
+
+    def ones() -> State:
+        def add(i: Value, count: Value) -> State:
+            return (count + tile.sample.at(i).read_like(zero),)
+
+        add_to_sums(tile, 1, *loop(0, n, GROUP, (zero,), add))  # of zeros and ones no sum is rounded
         return ()
 
-    def ones(i: Value, count: Value) -> State:
-        return (count + tile.weight.at(i).read_like(zero),)
-
-    weighted = call.start[SAMPLE_WEIGHT].differs(0) | call.class_weight.differs(0)
-    when(weighted, (), lambda: loop(0, n, GROUP, (), exactly))
-    # Of zeros and ones no sum is rounded.
-    when(~weighted, (), lambda: add_to_sums(tile, 1, *loop(0, n, GROUP, (zero,), ones)) or ())
+    by_class = call.class_weight.differs(0) & call.start[LABELS].differs(0)
+    by_row = call.start[SAMPLE_WEIGHT].differs(0)
+    when(by_class, (), exactly(tile.weight))
+    when(~by_class & by_row, (), exactly(tile.sample))
+    when(~by_class & ~by_row, (), ones)
 
 
 @traced
 def finish_shifted(call: Struct, tile: Struct, n: Value, x: Memory, gradient: int | None) -> None:
-    """Do the same for rows shifted by their label's logit, where r is all there is to them; and add up all values."""
+    """Do what `finish` does for rows shifted by their label's logit, where r is all there is to them."""
     zero = call.grad_scale.like(0.0).splat(GROUP)
 
-    def rows(i: Value, *total: Value) -> State:
+    def rows(i: Value, low: Value, *total: Value) -> State:
         get, put = group_of(tile, i)
-        sound = tile.sound.at(i).read(64, GROUP) > 0
         s, r = get("sample"), get("rest").to(x.real)
         mass = s * get("label_mass")
-        value = (mass.to(x.real) * log1p(r)).to("f8")
-        value = select(s > 0.0, select(sound, value, get("value")), 0.0)
+        value = select(s > 0.0, (mass.to(x.real) * log1p(r)).to("f8"), 0.0)
         put("value", value)
         if gradient is not None:
             factor = get("scale") * mass * (1.0 / (r + 1.0)).to("f8")
-            put("factor", select(sound, factor, get("factor")))
-            put("at_label", select(sound, factor * r.to("f8") * -1.0, get("at_label")))
+            smallest = SMALLEST_FACTOR[x.real]
+            lower = (factor < smallest) & (factor > -smallest)
+            low = low | lower.extend(64)
+            put("lowered", select(lower, zero + LOWERED[x.real], 1.0))
+            put("factor", select(lower, factor * (1 / LOWERED[x.real]), factor))
+            put("at_label", factor * r.to("f8") * -1.0)
         if x.real == "f4":  # which float64 adds up with hardly a rounding
-            return (total[0] + value,)
-        return accumulate(total, value)
+            return low, total[0] + value
+        return low, *accumulate(total, value)
 
-    total = loop(0, n, GROUP, (zero,) if x.real == "f4" else (zero, zero), rows)
-    for part in total:
-        add_to_sums(tile, 0, part)
+    def add_up() -> State:
+        for part in total:
+            add_to_sums(tile, 0, part)
+        return ()
+
+    low, *total = loop(0, n, GROUP, (zero.bits(), zero) if x.real == "f4" else (zero.bits(), zero, zero), rows)
+    tile.any_lowered = low.reduce(lambda a, b: a | b)
+    when(tile.any_unsound.equals(0), (), add_up)
 
 
 @traced
 def finish(call: Struct, tile: Struct, n: Value, gradient: int | None, shifted: Value | None) -> None:
-    """Turn what the sweeps left into the rows' values, add these up unless ``shifted``, and prepare the output."""
+    """Turn what the sweeps left into the rows' values, add these up, and prepare the output.
+
+    If ``shifted``, only rows that are not sound are left to do.
+    """
 
     def rows(i: Value) -> State:
-        get, put = group_of(tile, i)
+        get, put_all = group_of(tile, i)
+        done = tile.sound.at(i).read(64, GROUP) > 0
+
+        def put(name: str, value: Value) -> None:
+            put_all(name, value if shifted is None else select(done, get(name), value))
+
         s, top, at, logit = (get(name) for name in ("sample", "top", "label_mass", "label_logit"))
         # Only logsumexp has a value where the maximum is infinite.
         sound = (top > -math.inf) & (top < math.inf) | (call.lse.splat(GROUP) > 0)
@@ -849,8 +894,7 @@ def finish(call: Struct, tile: Struct, n: Value, gradient: int | None, shifted: 
         value = fma(target, log, pull) + select(z > 0.0, z * lse * lse, 0.0)
         value = select(s > 0.0, s * value, 0.0)
         put("value", value)
-        if shifted is None:
-            add_to_sums(tile, 0, value)
+        add_to_sums(tile, 0, get("value"))
         if gradient is None:
             return ()
         inverse = 1.0 / (r + 1.0)
@@ -862,6 +906,8 @@ def finish(call: Struct, tile: Struct, n: Value, gradient: int | None, shifted: 
         put("log", log)
         put("target", target)
         put("factor", scale * (target + push) * inverse)
+        if shifted is not None:
+            put("lowered", s.like(1.0))
         put("target_factor", scale)
         put("at_label", scale * ((fma(target, e, at * -1.0) - at * r) + push * e) * inverse)
         put("at_top", scale * inverse)
@@ -904,7 +950,8 @@ def row_output(
         to, buffer = start + k * stride, tile.out.at(0)
         put = Vectors(out, select(beside, to, buffer), out.step)
         targets = None if q is None else row_target(call, tile, i, k, n, dense, q)
-        row.write(row_logits(call, tile, i, k, n, x), targets, put, n, x.lanes, logarithm)
+        lowered = shifted is not None
+        row.write(row_logits(call, tile, i, k, n, x), targets, put, n, x.lanes, logarithm, lowered=lowered)
         return when(~beside, (), lambda: scatter(to, buffer, n))
 
     def scatter(to: Value, buffer: Value, n: Value) -> State:
@@ -920,6 +967,8 @@ def row_output(
         kept = kept_row(call, tile, i, x)
         # The factor makes of it the gradient at the label, where all of q is.
         kept.memory.store_one(kept.address + tile.label[i] * x.real_size, (tile.rest[i] * -1.0).to(x.real))
+        lower = row._replace(factor=row.lowered)
+        when(tile.any_lowered > 0, (), lambda: lower.scale(kept, kept, call.n_classes))
         when(tile.way.equals(ROW_BY_ROW), (), wait)
         when(tile.way.equals(DIRECT), (), lambda: row.scale(kept, Vectors(out, start, out.step), call.n_classes))
         when(tile.way.equals(TOGETHER), (), lambda: row.scale(kept, kept, call.n_classes))
@@ -1002,6 +1051,12 @@ def few_output(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory) -> 
         labels, factor, at_label = few_labels(tile, i, x), get("factor"), get("at_label")
         live = get("sample") > 0.0
 
+        def lower(k: Value) -> State:
+            kept.store(k, [e * get("lowered") for e in kept.load(k, 1, None, 0.0)], None)
+            return ()
+
+        when(tile.any_lowered > 0, (), lambda: loop(0, last, 1, (), lower))
+
         def one(k: Value, last_value: Value) -> State:
             (e,) = kept.load(k, 1, None, 0.0)
             value, taken = e * factor, labels.equals(few_class(k, x))
@@ -1031,7 +1086,7 @@ def few_output(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory) -> 
     loop(0, n, x.lanes, (), positions)
     when(tile.way.equals(TOGETHER), (), gather_rows)
     there = grid(call, tile, OUT, n, n.like(0), call.n_classes, tile.out)
-    when(tile.way.equals(DIRECT), (), lambda: there.scatter(out) or ())
+    when(tile.way.equals(DIRECT), (), lambda: there.scatter(out))
 
 
 @traced
@@ -1122,9 +1177,11 @@ def read_reals(wide: Value, to: Items, source: Value, stride: Value, n: Value) -
     when(wide < 1, (), reals(32))
 
 
-def read_labels(call: Struct, tile: Struct, n: Value) -> None:
-    """Read integers of any dtype once, as int64; what uint64 has beyond becomes negative."""
+def read_labels(call: Struct, tile: Struct, n: Value) -> Value:
+    """Return where the tile's labels lie as int64, whole groups of them; what uint64 has beyond becomes negative."""
     source, stride = tile.at[LABELS], call.inner[LABELS]
+    ahead = select(stride.equals(call.label_bits >> 3), n * stride, 0)
+    loop(0, ahead, LINE, (), lambda line: (source + line + AHEAD).prefetch())
 
     def width(bits: int) -> Callable[[], State]:
         buffer = tile.logits.at(0)
@@ -1138,16 +1195,19 @@ def read_labels(call: Struct, tile: Struct, n: Value) -> None:
             return ()
 
         def read() -> State:
-            size = n.like(bits // 8)
-            ahead = select(stride.equals(size), n * size, 0)
-            loop(0, ahead, LINE, (), lambda line: (source + line + AHEAD).prefetch() or ())
-            copy_elements(bits // 8, GROUP, buffer, size, source, stride, n)
+            copy_elements(bits // 8, GROUP, buffer, n.like(bits // 8), source, stride, n)
             return loop(0, n, GROUP, (), vectors)
 
         return read
 
-    for bits in (8, 16, 32, 64):
-        when(call.label_bits.equals(bits), (), width(bits))
+    def copied(_: Value) -> State:
+        for bits in (8, 16, 32, 64):
+            when(call.label_bits.equals(bits), (), width(bits))
+        return (tile.label.at(0),)
+
+    there = stride.equals(8) & call.label_bits.equals(64) & (call.label_swapped < 1) & (n % GROUP).equals(0)
+    (place,) = when(~there, (source,), copied)
+    return place
 
 
 @traced
@@ -1163,13 +1223,12 @@ def read_rows(call: Struct, tile: Struct, n: Value) -> None:
 
         return body
 
-    def labels() -> State:
-        read_labels(call, tile, n)
-        return ()
+    def labels(_: Value) -> State:
+        return (read_labels(call, tile, n),)
 
     when(weighted, (), read(call.sample_wide, tile.sample, SAMPLE_WEIGHT))
     when(outputs, (), read(call.output_wide, tile.scale, GRAD_OUTPUT))
-    when(labelled, (), labels)
+    (labels_at,) = when(labelled, (tile.label.at(0),), labels)
     one = call.grad_scale.like(1.0).splat(GROUP)
     mass = select(labelled, call.target_scale, 0.0).splat(GROUP)
 
@@ -1177,14 +1236,13 @@ def read_rows(call: Struct, tile: Struct, n: Value) -> None:
         live = i.indices(GROUP) < (n - i).splat(GROUP)
         s = select(weighted.splat(GROUP), tile.sample.at(i).read_like(one), one)
         sound = (s >= 0.0) & (s < math.inf)
-        label = tile.label.at(i)
-        y = select(labelled.splat(GROUP), label.read(64, GROUP), 0)
+        y = select(labelled.splat(GROUP), (labels_at + i * 8).read(64, GROUP), 0)
         ignored = (call.can_ignore.splat(GROUP) > 0) & y.equals(call.ignore_index.splat(GROUP))
         inside = y.within(call.n_classes.splat(GROUP))
         s = select(live & sound & inside & ~ignored, s, 0.0)
-        label.write(select(inside & ~ignored, y, 0))
+        tile.label.at(i).write(select(inside & ~ignored, y, 0))
         tile.sample.at(i).write(s)
-        tile.weight.at(i).write(s)
+        tile.weight.at(i).write(s)  # of what lies between the last row and the end of its group too
         tile.label_mass.at(i).write(mass)
         wrong = live & ~(sound & (inside | ignored))
         tile.flag.at(i).write(select(wrong, one, 0.0))
@@ -1193,7 +1251,7 @@ def read_rows(call: Struct, tile: Struct, n: Value) -> None:
     def weigh(i: Value) -> State:
         w = (call.class_weight + tile.label[i] * 8).read(64).from_bits()
         tile.label_mass[i] = tile.label_mass[i] * w
-        tile.weight[i] = tile.weight[i] * w
+        tile.weight[i] = tile.sample[i] * w
         return ()
 
     scale = call.grad_scale.splat(GROUP)
@@ -1393,6 +1451,12 @@ def total(call: Struct) -> None:
 def first_bad_of_all(call: Struct) -> Value:
     bad: Value = call.bad
     return bad
+
+
+@traced
+def row_count(call: Struct) -> Value:
+    rows: Value = call.n_rows
+    return rows
 
 
 @traced

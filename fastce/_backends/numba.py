@@ -11,7 +11,8 @@ import contextlib
 import functools
 import operator
 import threading
-from typing import Any, NamedTuple
+from collections import defaultdict
+from typing import Any, NamedTuple, TypeVar
 
 import llvmlite.binding
 import numba
@@ -25,6 +26,7 @@ from fastce._backends._numba_terms import ELEMENTS, Terms
 from fastce._backends._numba_tile import (
     AXIS,
     CALL,
+    CALL_BYTES,
     DENSE,
     FACTOR,
     FEW,
@@ -169,6 +171,7 @@ class Quick:
 
     def __init__(self, defaults: dict[str, Any]) -> None:
         self._options = defaults
+        self._tasks = _tasks(parallel=False)
         self._defaults = tuple(defaults.values())
         self._losses: dict[Any, _Plan | None] = {}
         self._gradients: dict[Any, tuple[_Plan, _Plan] | None] = {}
@@ -186,8 +189,8 @@ class Quick:
             plan = self._learn_loss(key, logits, target)
         if plan is None:
             return None
-        bad, loss, weight = _launch(plan, 0, logits, target, *_PLAIN, 1.0)
-        return loss / weight if bad < 0 and weight > 0 else None
+        bad, loss, weight = _visit(self._tasks, plan, None, 1, logits, target, *_PLAIN)
+        return loss / weight if bad == plan.n_rows and weight > 0 else None
 
     def loss_and_grad(self, logits: Any, target: Any, out: Any, num_threads: Any, *options: Any) -> float | None:
         """Return the mean loss and write its gradient, or return None."""
@@ -205,11 +208,9 @@ class Quick:
             return None
         if (out is not logits and np.may_share_memory(out, logits)) or np.may_share_memory(out, target):
             return None
-        bad, _, weight = _launch(plans[0], 0, None, target, *_PLAIN, 1.0)
-        if bad >= 0 or not weight > 0:
-            return None
-        bad, loss, _ = _launch(plans[1], 0, logits, target, None, None, None, out, *_PLAIN[4:], 1.0 / weight)
-        return loss / weight if bad < 0 else None
+        scan, plan = plans
+        bad, loss, weight = _visit(self._tasks, plan, scan, 1, logits, target, None, None, None, out, *_PLAIN[4:])
+        return loss / weight if bad == plan.n_rows and weight > 0 else None
 
     def _plain(self, num_threads: Any, options: tuple[Any, ...]) -> bool:
         """Tell whether all options are left out, but for the number of threads, of which such calls get one."""
@@ -230,8 +231,8 @@ class Quick:
         return _remember(self._gradients, key, plans)
 
 
-_PLAIN = None, None, None, None, None, None, None, None, None, None, 1.0, 0.0
-"""The arguments of a launch between the labels and the gradient's scale."""
+_PLAIN = None, None, None, None, None, None, None, None, None, None, 1.0, 0.0, 1.0
+"""The arguments of a visit that follow the labels."""
 
 
 def _is_small(p: Problem) -> bool:
@@ -239,7 +240,10 @@ def _is_small(p: Problem) -> bool:
     return p.labels is not None and p.logits.size > 0 and threads_for(p, 2) == 1
 
 
-def _remember(memory: dict[Any, Any], key: Any, value: Any) -> Any:
+_Value = TypeVar("_Value")
+
+
+def _remember(memory: dict[Any, _Value], key: Any, value: _Value) -> _Value:
     if len(memory) >= MOST_PLANS:
         memory.clear()
     memory[key] = value
@@ -247,30 +251,35 @@ def _remember(memory: dict[Any, Any], key: Any, value: Any) -> Any:
 
 
 def _launch(plan: _Plan, threads: int, *arguments: Any) -> Totals:
-    n_tasks = threads or 1
-    rooms = _rooms.setdefault(n_tasks, [])
-    try:
-        room = rooms.pop()
-    except IndexError:
-        room = _new_room(n_tasks)
-    arguments = plan.entry, plan.record, room, n_tasks, *arguments
     if not threads or not _inside.acquire(blocking=False):
-        bad, loss, weight = _tasks(parallel=False)(*arguments)
+        bad, loss, weight = _visit(_tasks(parallel=False), plan, None, threads or 1, *arguments)
     else:
         try:
             before = numba.get_num_threads()
             numba.set_num_threads(threads)
             try:
-                bad, loss, weight = _tasks(parallel=True)(*arguments)
+                bad, loss, weight = _visit(_tasks(parallel=True), plan, None, threads, *arguments)
             finally:
                 numba.set_num_threads(before)
         finally:
             _inside.release()
-    rooms.append(room)
     return Totals(bad, 0.0, 0.0) if bad < plan.n_rows else Totals(-1, loss, weight)
 
 
-_rooms: dict[int, list[Array]] = {}
+def _visit(tasks: Any, plan: _Plan, scan: _Plan | None, n_tasks: int, *arguments: Any) -> tuple[int, float, float]:
+    """Return the first bad row, or the number of rows, and the sums of losses and weights."""
+    rooms = _rooms[n_tasks]
+    try:
+        room = rooms.pop()
+    except IndexError:
+        room = _new_room(n_tasks)
+    entry, record = (0, None) if scan is None else (scan.entry, scan.record)
+    totals: tuple[int, float, float] = tasks(plan.entry, plan.record, entry, record, room, n_tasks, *arguments)
+    rooms.append(room)
+    return totals
+
+
+_rooms: defaultdict[int, list[Array]] = defaultdict(list)
 """Working memory of calls that are over, by the number of tasks. A call takes some, or makes it, and gives it back:
 none is ever shared."""
 
@@ -286,8 +295,9 @@ def _new_room(n_tasks: int) -> Array:
 def _tasks(parallel: bool) -> Any:
     """Return the loop over tasks, a function of integers, arrays (None where there is none) and numbers."""
     array = ArrayAddress()
-    arguments = (types.int64, array, RecordAddress(numba.from_dtype(CALL)), types.int64, *(array,) * 12)
-    result = types.Tuple((types.int64, types.float64, types.float64))
+    kernels = types.int64, array, types.int64, array
+    arguments = *kernels, RecordAddress(numba.from_dtype(CALL)), types.int64, *(array,) * 12
+    result = types.containers.Tuple((types.int64, types.float64, types.float64))
     signature = result(*arguments, *(types.float64,) * 3)
     return _compiled(_numba_kernels.tasks, signature, parallel=parallel).entry_point
 
@@ -508,7 +518,7 @@ def _put_layout(call: Any, positions: tuple[int, ...], operands: dict[int, Array
     call["inner"] = axes[-1][1]
     for index, (size, strides) in enumerate(axes):
         call["axis"][index * AXIS : (index + 1) * AXIS] = (size, *strides)
-    call["bytes"] = CALL.fields["axis"][1] + 8 * AXIS * len(axes)
+    call["bytes"] = CALL_BYTES + 8 * AXIS * len(axes)
     for operand, array in operands.items():
         if array.ndim > len(positions):
             call["class_stride"][operand] = array.strides[-1]
