@@ -65,6 +65,45 @@ from fastce._problem import Kind
 ELEMENTS = 2048
 """Elements of a tile, at most."""
 
+_DIVERGENCE = {
+    # (((1 + d) log(1 + d) + (1 - d) log(1 - d))/d^2 - 1)/d^2 in d^2 for d up to 3/4, highest power first: as in the
+    # C core's real_f32.h and real_f64.h.
+    "f4": (
+        0.07652427,
+        -0.10371868,
+        0.08403472,
+        -0.0170845,
+        0.021026917,
+        0.021548545,
+        0.0357523,
+        0.06666585,
+        0.16666667,
+    ),
+    "f8": (
+        1.208033346496181,
+        -5.844398662732012,
+        13.325056288697207,
+        -18.8404755599906,
+        18.437410897933773,
+        -13.200579962304637,
+        7.1482042312104985,
+        -2.976890913788122,
+        0.9689716532680764,
+        -0.24170040762464579,
+        0.051965922398589756,
+        -0.003065129664254744,
+        0.006128475182988173,
+        0.00645988676586829,
+        0.008338222482335775,
+        0.010988789809511687,
+        0.015151521809484212,
+        0.022222222099872693,
+        0.035714285715473346,
+        0.0666666666666621,
+        0.16666666666666666,
+    ),
+}
+
 
 class Terms(Stream):
     """A Stream that knows what its elements are, and so what their losses are made of.
@@ -84,7 +123,8 @@ register_model(Terms)(StreamModel)
 
 
 def terms_of(x: Memory) -> Terms:
-    assert isinstance(x.stream, Terms)
+    if not isinstance(x.stream, Terms):
+        raise TypeError(f"{x.stream} does not say what its elements are")
     return x.stream
 
 
@@ -110,7 +150,8 @@ def term(call: Struct, stream: Terms, q: Value, x: Value) -> Value:
         return weighed(q, x * -1.0)
     if stream.loss is Kind.PROBABILITIES:
         return weighed(q, log(limited(call, x) if "clips" in stream.options else x) * -1.0)
-    sound = x >= 0.0
+    x = x + 0.0  # -0 becomes 0
+    sound = (x >= 0.0) & (x < math.inf)
     if stream.loss is Kind.KL:
         return weighed(q, select(sound, log_ratio(q, x), math.nan))
     return select(sound, jensen_shannon(q, x), math.nan)
@@ -120,7 +161,8 @@ def term_slope(call: Struct, stream: Terms, x: Value) -> Value:
     """Return the derivative of the loss for a mass of 1."""
     if stream.loss is Kind.LOG_PROBABILITIES:
         return select(x.equals(x), x.like(-1.0), x)
-    slope = -1.0 / x
+    # -0 is 0, and what is below is no probability.
+    slope = select(x < 0.0, x.like(math.nan), -1.0 / x.call("llvm.fabs"))
     if "clips" not in stream.options:
         return slope
     kept = limited(call, x)
@@ -151,16 +193,27 @@ def any_lane(condition: Value) -> Value:
 def jensen_shannon(a: Value, b: Value) -> Value:
     """Return (a log(2a / (a + b)) + b log(2b / (a + b))) / 2, with d = |a - b| / (a + b).
 
-    That is (a + b) / 4 times (1 + d) log(1 + d) + (1 - d) log(1 - d); but where d is small both terms are of its order
-    and the sum of its square's, as are both in d log((1 + d) / (1 - d)) + log(1 - d^2).
+    Where d is large the two logarithms, of opposite signs, cancel little; else it is (a + b) / 4 times
+    d^2 (1 + d^2 P(d^2)), which is as small as the distance squared.
     """
-    total = a + b
-    d = select(total.equals(0.0), total, (a - b).call("llvm.fabs") / total)
-    far = d > 0.5
-    rest = 1.0 - d
-    first = log1p(select(far, d, (d + d) / rest))
-    second = log1p(select(far, select(d < 1.0, d * -1.0, 0.0), d * d * -1.0))
-    return total * 0.25 * fma(select(far, d + 1.0, d), first, select(far, rest, 1.0) * second)
+    up = a > b
+    large, small = select(up, a, b), select(up, b, a)
+    total, apart = large + small, large - small
+    d = select(total.equals(0.0), total, apart / total)
+    far, z = d > 0.75, d * d
+    first, *others = _DIVERGENCE[a.real]
+    series = d.like(first)
+    for coefficient in others:
+        series = fma(series, z, coefficient)
+    near = apart * d * 0.25 * fma(z, series, d.like(1.0))
+
+    def distant(near: Value) -> State:
+        share = (small + small) / total
+        down = select(share.equals(0.0), share, small * log(share))
+        return (select(far, fma(large, log1p(select(far, d, 0.0)), down) * 0.5, near),)
+
+    (result,) = when(any_lane(far), (near,), distant)
+    return result
 
 
 def rows(
@@ -581,13 +634,13 @@ def tile_losses(
         loss, slope = element_terms(
             constants, stream, loaded[LOGITS], loaded[DENSE], loaded.get(POSITIVE_WEIGHT), out is not None
         )
-        weight = weight_of(loaded, x)
-        loss = loss if weight is None else weighed(weight, loss)
+        weight = weight_of(loaded)
+        loss = loss if weight is None else weighed(weight.to(x.real), loss)
         values.store(to_values + i * values.step, loss, live)
         kept = loss if live is None else select(values.mask(live, x.lanes), loss, 0.0)
         if out is not None and slope is not None:
-            slope = slope * constants.scale_of(loaded.get(GRAD_OUTPUT))
-            slope = slope if weight is None else weighed(weight, slope)
+            scale = constants.scale_of(loaded.get(GRAD_OUTPUT), weight)
+            slope = scale * slope if weight is None else weighed(scale, slope)
             out.store(to + i * out.step, slope, live)
         return flags, *accumulate(losses, kept.to("f8")), *weights
 
@@ -603,16 +656,13 @@ def tile_losses(
     return any_lane(flags > 0.0)
 
 
-def weight_of(loaded: dict[int, Value], x: Memory) -> Value | None:
-    """Return what multiplies the losses: sample weight and factor, their product rounded once."""
+def weight_of(loaded: dict[int, Value]) -> Value | None:
+    """Return what multiplies the losses: sample weight and factor, or their product in float64."""
     weights = [loaded[operand] for operand in (SAMPLE_WEIGHT, FACTOR) if operand in loaded]
-    if not weights:
-        return None
-    if len(weights) == 1:
-        return weights[0].to(x.real)
-    real = "f8" if any(weight.real == "f8" for weight in weights) else "f4"
-    a, b = (weight.to(real) for weight in weights)
-    return (a * b).to(x.real)
+    if len(weights) < 2:
+        return weights[0] if weights else None
+    a, b = (weight.to("f8") for weight in weights)
+    return a * b
 
 
 class Constants:
@@ -632,12 +682,14 @@ class Constants:
     def _splat(self, value: Value) -> Value:
         return value.to(self._x.real).splat(self._x.lanes)
 
-    def scale_of(self, grad_output: Value | None) -> Value:
-        """Return what multiplies the gradient."""
-        if grad_output is None:
+    def scale_of(self, grad_output: Value | None, weight: Value | None) -> Value:
+        """Return what multiplies the gradient, as one factor: of two the first may overflow."""
+        if grad_output is None and weight is None:
             return self._scale
-        scale: Value = self._call.grad_scale
-        return (grad_output.to("f8") * scale.splat(self._x.lanes)).to(self._x.real)
+        scale: Value = self._call.grad_scale.splat(self._x.lanes)
+        for factor in (grad_output, weight):
+            scale = scale if factor is None else scale * factor.to("f8")
+        return scale.to(self._x.real)
 
     def power(self, large: Value, small: Value) -> Value:
         """Return exp(-gamma (large + small)): what rounding drops from the exponent multiplies it."""
@@ -686,14 +738,14 @@ def binary_logits(
                 fma(gamma, weighed(rest, up), share),
                 fma(gamma, weighed(share, down), rest),
             )
-    loss = weighed(on, down) + weighed(off, up)
+    loss = select(x.equals(x), weighed(on, down) + weighed(off, up), x)  # a NaN is one whatever its coefficients
     return loss, None if share is None or rest is None else off * share - on * rest
 
 
 def binary_probabilities(
     constants: Constants, clips: bool, x: Value, on: Value, off: Value, slopes: bool
 ) -> tuple[Value, Value | None]:
-    kept = x
+    kept = x + 0.0  # -0 becomes 0
     if clips:
         kept = select(kept < constants.lowest, constants.lowest, kept)
         kept = select(kept > constants.highest, constants.highest, kept)
