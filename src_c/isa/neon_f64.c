@@ -46,7 +46,7 @@ static inline vec v_load_first(const real *p, int64_t n, vec rest) {
 static inline void v_store_first(real *p, vec a, int64_t n) {
     real lanes[LANES];
     v_store(lanes, a);
-    __builtin_memcpy(p, lanes, (size_t)n * sizeof *p);
+    __builtin_memcpy(p, lanes, (size_t)(n < LANES ? n : LANES) * sizeof *p); /* never more, which gcc doubts */
 }
 
 /* See avx512_f32.c. */
