@@ -285,8 +285,10 @@ def cross_entropy(
 
 
 _DEFAULTS = tuple((cross_entropy.__kwdefaults__ or {}).values())
-_OPTIONS = {k: v for k, v in (cross_entropy.__kwdefaults__ or {}).items() if k not in ("backend", "num_threads")}
 """The very objects that omitted options are."""
+
+_OPTIONS = {k: v for k, v in (cross_entropy.__kwdefaults__ or {}).items() if k not in ("backend", "num_threads")}
+"""The same by name, without who computes and on how many threads."""
 
 
 def cross_entropy_with_grad(
