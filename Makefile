@@ -19,10 +19,10 @@ export FASTCE_WERROR ?= 1
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 CYTHON_FILES := $(wildcard fastce/*.pyx fastce/*.pxd)
-C_FILES := $(sort $(shell find src_c fastce/include tests/c bench accuracy -name '*.[ch]' 2>/dev/null))
+C_FILES := $(sort $(shell find src_c fastce/include tests/c tests/fuzz bench accuracy -name '*.[ch]' 2>/dev/null))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all build lint format types test-c test-c-native test-c-neon pytest bench bench-pytest accuracy dist clean
+.PHONY: help demo test test-all build lint format types test-c test-c-native test-c-neon sanitize mutants breakage fuzz pytest bench bench-pytest accuracy dist clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -64,6 +64,7 @@ demo: .venv/user ## install into .venv and run `fastce demo`
 test: .venv/compiled ## linters, types, C tests and pytest
 	@$(MAKE) --no-print-directory lint types
 	@$(MAKE) --no-print-directory -j$(JOBS) test-c
+	@$(MAKE) --no-print-directory breakage
 	@$(MAKE) --no-print-directory pytest
 
 test-all: export PYTEST_ARGS = -m "slow or not slow"
@@ -148,6 +149,24 @@ else
 test-c-neon:
 	@echo "NEON was not run: it needs $(CROSS_CC) and $(QEMU) (Debian: gcc-aarch64-linux-gnu qemu-user)"
 endif
+
+# --- what breaks things on purpose -------------------------------------------------------------------------------------
+
+COMMIT = $(shell git rev-parse HEAD 2>/dev/null || echo none)
+
+sanitize: .venv/compiled ## C tests and contract suite under address, undefined-behaviour and thread sanitizers
+	@$(BIN)/python tests/sanitize.py
+
+mutants: .venv/developer ## break the kernels in eleven ways: the C tests must notice each
+	@$(BIN)/python tests/mutants.py
+
+# The part of both that fits into every run: plain C, and three mutants drawn by the commit.
+breakage: .venv/developer
+	@$(BIN)/python tests/sanitize.py --quick
+	@$(BIN)/python tests/mutants.py --draw $(COMMIT)
+
+fuzz: .venv/compiled ## a minute of fuzzing for the C functions (needs clang), and one for the readers of files
+	@$(BIN)/python tests/fuzz/run.py $(FUZZ_ARGS)
 
 # --- benchmarks and releases ------------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ static void check_everywhere(const inputs *in, const char *name) {
 /* --- the header's own promises ---------------------------------------------------------------------------------------- */
 
 static void test_names(void) {
+#if !defined(FASTCE_ISAS) /* where the build has not chosen */
 #if defined(__x86_64__)
     static const char *const expected[] = {"avx512", "avx2", "portable", NULL};
 #elif defined(__aarch64__)
@@ -56,6 +57,7 @@ static void test_names(void) {
     check(fastce_isa_runs("portable"), "portable runs");
 #if defined(__aarch64__)
     check(fastce_isa_runs("neon"), "neon runs");
+#endif
 #endif
     check(!fastce_isa_runs("sse9") && !fastce_isa_runs("") && !fastce_isa_runs("AVX2") && !fastce_isa_runs(NULL),
           "an unknown instruction set does not run");
