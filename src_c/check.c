@@ -12,8 +12,8 @@ enum {
     SEARCH_STEPS = 10000, /* more than arrays of one parent take */
 };
 
-/* Above it, sizes of scratch might overflow; no memory holds as many. */
-static const int64_t MOST_CLASSES = (int64_t)1 << 48;
+/* Above them, sizes of scratch and numbers of chunks might overflow; nobody lives to see as many. */
+static const int64_t MOST_CLASSES = (int64_t)1 << 48, MOST_ROWS = (int64_t)1 << 56;
 
 bool is_element_wise(const fastce_problem *q) { return q->kind >= FASTCE_BINARY_LOGITS; }
 
@@ -297,5 +297,5 @@ static fastce_status check_memory(const fastce_problem *q, int64_t n_rows) {
 fastce_status check_problem(const fastce_problem *q, int64_t *n_rows) {
     fastce_status status = check_fields(q, n_rows);
     if (status != FASTCE_OK || *n_rows == 0) return status;
-    return *n_rows < 0 || q->n_classes == 0 ? FASTCE_BAD_SIZE : check_memory(q, *n_rows);
+    return *n_rows < 0 || *n_rows > MOST_ROWS || q->n_classes == 0 ? FASTCE_BAD_SIZE : check_memory(q, *n_rows);
 }

@@ -133,6 +133,7 @@ SPOIL(too_many_classes, q->n_classes = INT64_MAX; q->logits.class_stride = 0; q-
 SPOIL(negative_length, w.shape[0] = -1)
 SPOIL(negative_length_among_none, w.shape[0] = 0; w.shape[1] = -1)
 SPOIL(too_many_rows, w.shape[0] = INT64_MAX / 2)
+SPOIL(rows_beyond_counting, w.shape[0] = INT64_MAX / 4; w.rows[0] = w.columns[0] = 0; q->row_values = NULL)
 SPOIL(rows_beyond_memory, w.shape[0] = INT64_MAX / 8; w.rows[0] = w.columns[0] = 0)
 SPOIL(stride_overflows, w.rows[0] = PTRDIFF_MAX; w.shape[0] = 4)
 SPOIL(negative_stride_overflows, w.rows[1] = PTRDIFF_MIN)
@@ -204,7 +205,8 @@ static const struct {
     {"negative length", negative_length, FASTCE_GRAD, FASTCE_BAD_SIZE},
     {"negative length among none", negative_length_among_none, FASTCE_GRAD, FASTCE_BAD_SIZE},
     {"more rows than int64 holds", too_many_rows, FASTCE_GRAD, FASTCE_BAD_SIZE},
-    {"more row values than memory holds", rows_beyond_memory, FASTCE_LSE, FASTCE_BAD_STRIDE},
+    {"more rows than are counted", rows_beyond_counting, FASTCE_LOSS, FASTCE_BAD_SIZE},
+    {"more row values than memory holds", rows_beyond_memory, FASTCE_LSE, FASTCE_BAD_SIZE},
     {"a stride that overflows", stride_overflows, FASTCE_LOSS, FASTCE_BAD_STRIDE},
     {"a negative stride that overflows", negative_stride_overflows, FASTCE_GRAD, FASTCE_BAD_STRIDE},
     {"a class stride that overflows", class_stride_overflows, FASTCE_LSE, FASTCE_BAD_STRIDE},
@@ -482,8 +484,7 @@ static const struct {
     {"negative rows", negative_rows, ALL, FASTCE_BAD_SIZE},
     {"negative classes", negative_columns, ALL, FASTCE_BAD_SIZE},
     {"no classes", no_columns, ALL, FASTCE_BAD_SIZE},
-    {"endless rows", endless_rows, ALL & ~WITH_BINARY, FASTCE_BAD_STRIDE},
-    {"endless elements", endless_rows, WITH_BINARY, FASTCE_BAD_SIZE},
+    {"endless rows", endless_rows, ALL, FASTCE_BAD_SIZE},
     {"endless classes", endless_columns, ALL, FASTCE_BAD_SIZE},
     {"another shape of target", other_dense, WITH_MATRIX, FASTCE_BAD_SIZE},
     {"another shape of out", other_out, WITH_OUT, FASTCE_BAD_SIZE},
