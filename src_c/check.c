@@ -73,6 +73,7 @@ static fastce_status check_fields(const fastce_problem *q, int64_t *n_rows) {
         return FASTCE_BAD_ARGUMENT;
     if (q->n_axes < 0 || q->n_axes > MAX_AXES || q->n_classes < 0 || q->n_classes > MOST_CLASSES)
         return FASTCE_BAD_SIZE;
+    if (q->out.data && !writes) return FASTCE_BAD_ARGUMENT; /* kernels write what is there */
     if (has_target != wants_target || (statistics && q->target_kind == FASTCE_DENSE)) return FASTCE_BAD_ARGUMENT;
     if (q->n_axes > 0 && (!q->shape || !is_aligned(q->shape, alignof(int64_t)))) return FASTCE_BAD_POINTER;
     *n_rows = count_rows(q);

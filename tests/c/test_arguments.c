@@ -108,6 +108,7 @@ SPOIL(unknown_target, q->target.dtype = (fastce_dtype)-1)
 SPOIL(unknown_weight, q->sample_weight.dtype = (fastce_dtype)99)
 SPOIL(unknown_grad_output, q->grad_output.dtype = (fastce_dtype)99)
 SPOIL(integer_out, q->out.dtype = FASTCE_I8)
+SPOIL(out_of_a_loss, q->out = rows_of(w.out))
 SPOIL(unknown_output, q->output = FASTCE_OUTPUT_COUNT)
 SPOIL(negative_output, q->output = (fastce_output)-1)
 SPOIL(unknown_target_kind, q->target_kind = FASTCE_TARGET_COUNT)
@@ -183,6 +184,8 @@ static const struct {
     {"unknown dtype of grad_output", unknown_grad_output, FASTCE_GRAD, FASTCE_BAD_DTYPE},
     {"integer out", integer_out, FASTCE_SOFTMAX, FASTCE_BAD_DTYPE},
     {"integer teacher", integer_teacher, FASTCE_GRAD, FASTCE_BAD_DTYPE},
+    {"out of a loss", out_of_a_loss, FASTCE_LOSS, FASTCE_BAD_ARGUMENT},
+    {"out of an lse", out_of_a_loss, FASTCE_LSE, FASTCE_BAD_ARGUMENT},
     {"unknown output", unknown_output, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
     {"negative output", negative_output, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
     {"unknown kind of target", unknown_target_kind, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
