@@ -20,8 +20,9 @@ bool is_element_wise(const fastce_problem *q) { return q->kind >= FASTCE_BINARY_
 static bool is_aligned(const void *p, size_t alignment) { return (uintptr_t)p % alignment == 0; }
 
 static fastce_status check_array(const fastce_array *a, bool floating, bool required, int n_axes) {
+    if ((unsigned)a->dtype >= FASTCE_DTYPE_COUNT) return FASTCE_BAD_DTYPE; /* sizes are asked for without data, too */
     if (!a->data) return required ? FASTCE_BAD_POINTER : FASTCE_OK;
-    if ((unsigned)a->dtype >= FASTCE_DTYPE_COUNT || (floating && !dtype_is_floating(a->dtype))) return FASTCE_BAD_DTYPE;
+    if (floating && !dtype_is_floating(a->dtype)) return FASTCE_BAD_DTYPE;
     if (n_axes > 0 && (!a->strides || !is_aligned(a->strides, alignof(ptrdiff_t)))) return FASTCE_BAD_POINTER;
     return FASTCE_OK;
 }

@@ -102,6 +102,8 @@ SPOIL(askew_class_weight, q->class_weight = moved(w.class_weight, 4))
 SPOIL(askew_class_vector, q->class_vector = moved(w.class_vector, 4))
 SPOIL(integer_logits, q->logits.dtype = FASTCE_I32)
 SPOIL(unknown_logits, q->logits.dtype = FASTCE_DTYPE_COUNT)
+SPOIL(unknown_logits_of_no_rows, w.shape[0] = 0; q->logits.data = NULL; q->logits.dtype = (fastce_dtype)56)
+SPOIL(unknown_dtype_of_nothing, q->out = (fastce_array){.dtype = (fastce_dtype)64})
 SPOIL(floating_labels, q->target.dtype = FASTCE_F32)
 SPOIL(boolean_labels, q->target.dtype = FASTCE_BOOL)
 SPOIL(unknown_target, q->target.dtype = (fastce_dtype)-1)
@@ -177,6 +179,8 @@ static const struct {
     {"class vector askew", askew_class_vector, FASTCE_GRAD, FASTCE_BAD_POINTER},
     {"integer logits", integer_logits, FASTCE_GRAD, FASTCE_BAD_DTYPE},
     {"unknown dtype of logits", unknown_logits, FASTCE_LSE, FASTCE_BAD_DTYPE},
+    {"unknown dtype of no rows", unknown_logits_of_no_rows, FASTCE_LOSS, FASTCE_BAD_DTYPE},
+    {"unknown dtype of nothing", unknown_dtype_of_nothing, FASTCE_LOSS, FASTCE_BAD_DTYPE},
     {"floating labels", floating_labels, FASTCE_GRAD, FASTCE_BAD_DTYPE},
     {"boolean labels", boolean_labels, FASTCE_STATISTICS, FASTCE_BAD_DTYPE},
     {"unknown dtype of target", unknown_target, FASTCE_LOSS, FASTCE_BAD_DTYPE},
