@@ -854,8 +854,6 @@ def finish_shifted(call: Struct, tile: Struct, n: Value, x: Memory, gradient: in
             put("lowered", select(lower, zero + LOWERED[x.real], 1.0))
             put("factor", select(lower, factor * (1 / LOWERED[x.real]), factor))
             put("at_label", factor * r.to("f8") * -1.0)
-        if x.real == "f4":  # which float64 adds up with hardly a rounding
-            return low, total[0] + value
         return low, *accumulate(total, value)
 
     def add_up() -> State:
@@ -863,7 +861,7 @@ def finish_shifted(call: Struct, tile: Struct, n: Value, x: Memory, gradient: in
             add_to_sums(tile, 0, part)
         return ()
 
-    low, *total = loop(0, n, GROUP, (zero.bits(), zero) if x.real == "f4" else (zero.bits(), zero, zero), rows)
+    low, *total = loop(0, n, GROUP, (zero.bits(), zero, zero), rows)
     tile.any_lowered = low.reduce(lambda a, b: a | b)
     when(tile.any_unsound.equals(0), (), add_up)
 

@@ -124,7 +124,6 @@ static INLINE void visit_distillation_as(const task *t, rows *r, chunk_state *st
     const real per_t = (real)(1 / q->temperature);
     const double square = q->temperature * q->temperature;
     real value[VISIT_ROWS];
-    wide sums = w_zero();
     for (int64_t i = 0; i < r->count; i++) {
         const char *row = r->logits + row_of(r, i) * r->logits_step, *dense = r->dense + row_of(r, i) * r->dense_step;
         teacher_state s = {.max = -INFINITY, .teacher_max = -INFINITY, .rest = -1};
@@ -142,11 +141,7 @@ static INLINE void visit_distillation_as(const task *t, rows *r, chunk_state *st
         value[i] = r->weight[i] == 0 ? 0 : (real)(r->weight[i] * loss);
         if (q->out.data) write_teacher_row(t, r, i, &s, per_t, w, direct, storage);
     }
-    for (int64_t i = 0; i < r->count; i += LANES) {
-        int64_t n = r->count - i;
-        sums = w_add(sums, n < LANES ? v_load_first(value + i, n, v_set1(0)) : v_load(value + i));
-    }
-    add_exactly(&state->loss[0], &state->lost[0], w_total(sums));
+    add_values(r, value, state);
     write_values(r, value);
 }
 

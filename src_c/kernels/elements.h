@@ -249,7 +249,6 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
     real *const slope = w->slopes[state->filling] + MOST_OF_A_LINE;
     const element_options o = options_of(q);
     const vec positive = v_set1((real)q->positive);
-    wide sums = w_zero();
     /* One factor of the slopes, since of two the first may overflow. */
     double scaled[VISIT_ROWS];
     const double *scale = r->grad_scale;
@@ -281,11 +280,7 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
             v_store(slope + at, weighted ? weighed(factor, g.slope[j]) : v_mul(factor, g.slope[j]));
         }
     }
-    for (int64_t i = 0; i < r->count; i += LANES) {
-        int64_t n = r->count - i;
-        sums = w_add(sums, n < LANES ? v_load_first(w->value + i, n, v_set1(0)) : v_load(w->value + i));
-    }
-    add_exactly(&state->loss[0], &state->lost[0], w_total(sums));
+    add_values(r, w->value, state);
     write_values(r, w->value);
     if (slopes) write_slopes(t, r, slope, state);
     return -1;

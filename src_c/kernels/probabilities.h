@@ -197,7 +197,6 @@ static INLINE int64_t visit_probabilities_as(const task *t, rows *r, chunk_state
                                              bool direct, fastce_dtype storage) {
     const fastce_problem *q = t->problem;
     real cost[VISIT_ROWS], slope[VISIT_ROWS];
-    wide sums = w_zero();
     label_parts(t, r, cost, slope);
     for (int64_t i = 0; i < r->count; i++) {
         const char *row = r->logits + row_of(r, i) * r->logits_step, *dense = r->dense + row_of(r, i) * r->dense_step;
@@ -212,11 +211,7 @@ static INLINE int64_t visit_probabilities_as(const task *t, rows *r, chunk_state
         if (labelled) value += r->label_mass[i] * (double)cost[i];
         cost[i] = (real)value;
     }
-    for (int64_t i = 0; i < r->count; i += LANES) {
-        int64_t n = r->count - i;
-        sums = w_add(sums, n < LANES ? v_load_first(cost + i, n, v_set1(0)) : v_load(cost + i));
-    }
-    add_exactly(&state->loss[0], &state->lost[0], w_total(sums));
+    add_values(r, cost, state);
     write_values(r, cost);
     return -1;
 }
