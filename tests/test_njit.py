@@ -400,6 +400,18 @@ def test_code_on_disk(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
+def test_the_documented_program(tmp_path: Path) -> None:
+    """docs/numba.md: as printed, a file of its own, and the next time from disk."""
+    text = (ROOT / "docs" / "numba.md").read_text(encoding="utf-8")
+    [source] = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    [output] = re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    program = tmp_path / "program.py"
+    program.write_text(source, encoding="utf-8")
+    for _ in range(2):
+        done = run(program)
+        assert (done.stderr, done.stdout) == ("", output)
+
+
 def test_entry_point() -> None:
     """It is in the metadata of what is installed: an editable install before it was added is installed anew."""
     found = importlib.metadata.entry_points(group="numba_extensions")
