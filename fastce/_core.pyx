@@ -15,12 +15,6 @@ cdef extern from "Python.h":
     int PyContextVar_Get(object var, PyObject *default_value, PyObject **value) except -1
     void Py_DECREF(PyObject *value)
 
-cdef extern from "flat_call.h" nogil:
-    ctypedef struct flat_result:
-        pass
-
-    void flat_call(const int64_t *words, const char *isa, flat_result *result)
-
 cnp.import_array()
 
 
@@ -266,6 +260,13 @@ def abi_version():
 def has_openmp():
     """Whether the core was compiled with OpenMP."""
     return bool(fastce_has_openmp())
+
+
+cdef extern from "flat_call.h" nogil:
+    ctypedef struct flat_result:
+        pass
+
+    void flat_call(const int64_t *words, const char *isa, flat_result *result)
 
 
 cdef bytes flat_isa = b""

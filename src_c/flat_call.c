@@ -311,7 +311,7 @@ static flat_code do_call(const int64_t *words, const char *isa, flat_result *res
     set_array(&q.grad_output, &f.row_grad, &f, strides[3]);
     set_array(&q.out, &f.out, &f, strides[4]);
     q.target_scale = 1 - f.label_smoothing;
-    q.grad_scale = 1;
+    q.grad_scale = q.temperature = 1;
     q.row_values = f.values.data;
     if (f.target.data) {
         q.target_kind = f.target.n_axes == f.logits.n_axes ? FASTCE_DENSE : FASTCE_LABELS;
