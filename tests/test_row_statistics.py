@@ -164,7 +164,6 @@ def test_one_class(engine: Engine, dtype: DType) -> None:
     assert (found.loss[0], found.entropy[0], found.target_probability[0], found.margin[0]) == (0, 0, 1, np.inf)
 
 
-@pytest.mark.parametrize("dtype", [np.dtype(np.float16), np.dtype(np.float32)], ids=str)
 def test_layouts(engine: Engine, dtype: DType, rng: np.random.Generator) -> None:
     """The same bits for the same strides of classes in any layout, and right in all of them."""
     for n_classes in (5, 37):

@@ -227,7 +227,7 @@ def copy_elements(size: int, lanes: int, to: Value, to_stride: Value, source: Va
         return body
 
     loop(0, whole, lanes, (), move(lanes))
-    loop(whole, n, 1, (), move(None))
+    loop(whole, n, 1, (), move(None), short=True)
 
 
 def side_by_side(memory: Memory, source: Value, stride: Value, n: Value, buffer: Value) -> Value:
@@ -913,6 +913,19 @@ def finish(call: Struct, tile: Struct, n: Value, gradient: int | None, shifted: 
         put("at_top", scale * inverse)
         put("at_top_z", scale * push * inverse)
         return ()
+
+    loop(0, n, GROUP, (), rows)
+
+
+def no_measure(call: Struct, tile: Struct, n: Value) -> None:
+    """Write what `finish` takes from a sweep with a target, where there was none: as if all of it were at no class."""
+    unlabelled = call.start[LABELS].equals(0).number("f8", signed=False).splat(GROUP)
+    nothing = unlabelled.like(0.0)
+
+    def rows(i: Value) -> None:
+        tile.mass.at(i).write(unlabelled)
+        top = tile.top.at(i).read_like(nothing)
+        tile.pull.at(i).write(select(call.lse.splat(GROUP) > 0, top, nothing))
 
     loop(0, n, GROUP, (), rows)
 
