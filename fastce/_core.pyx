@@ -380,3 +380,27 @@ def abi_version():
 def has_openmp():
     """Whether the core was compiled with OpenMP."""
     return bool(fastce_has_openmp())
+
+
+cdef extern from "flat_call.h" nogil:
+    ctypedef struct flat_result:
+        pass
+
+    void flat_call(const int64_t *words, const char *isa, flat_result *result)
+
+
+cdef bytes flat_isa = b""
+cdef const char *flat_isa_name = NULL
+
+
+cdef void flat_call_here(const int64_t *words, flat_result *result) noexcept nogil:
+    flat_call(words, flat_isa_name, result)
+
+
+def flat_call_address(bytes isa):
+    """The address of `flat_call` without its second argument: the named ISA from now on, the best one for None."""
+    global flat_isa, flat_isa_name
+    if isa is not None:
+        flat_isa = isa
+        flat_isa_name = flat_isa
+    return <size_t>&flat_call_here

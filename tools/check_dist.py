@@ -26,7 +26,7 @@ IN_SDIST = [
     *IN_BOTH,
     *("LICENSE", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "setup.py", ".ci/run"),
     *("fastce/_core.pyx", "src_c/api.c", "tests/oracle.py", "bench/cases.py", "tools/check_dist.py"),
-    *("accuracy/table.json", "accuracy/sweep.c", "docs/accuracy.md"),
+    *("accuracy/table.json", "accuracy/sweep.c", "docs/accuracy.md", "docs/numba.md"),
 ]
 PROGRAM = "import fastce; print(fastce.__file__, fastce.cross_entropy([[1.0, 2.0]], [1], backend='cython'))"
 
