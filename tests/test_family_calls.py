@@ -132,6 +132,24 @@ def test_dtypes_of_targets(engine: Engine, rng: np.random.Generator, loss: Loss,
         agree(engine, loss.name, x, cases.labels(rng, 7, 35, wanted), reduction="none")
 
 
+@pytest.mark.parametrize("kind", TARGETS)
+def test_dtypes_of_large_targets(engine: Engine, rng: np.random.Generator, kind: str) -> None:
+    """The same where they are too many to be copied, as a backend may do with few; the losses take turns."""
+    wanted = np.dtype(ml_dtypes.bfloat16 if kind == "bf2" else kind)
+    losses = [loss for loss in LOSSES if loss.targets is not family.decisions]
+    loss = losses[TARGETS.index(kind) % len(losses)]
+    shape, part = (900, 91), slice(700, 800)
+    t = (rng.integers(0, 2, shape) if wanted.kind in "iub" else rng.random(shape)).astype(wanted)
+    w = t.astype(np.int8 if wanted.kind == "f" else wanted) if loss in ELEMENT_WISE else None
+    for real in (np.float32, np.float64):
+        x = loss.values(rng, shape, np.dtype(real))
+        got = engine.call(f"{loss.name}_with_grad", x, t, sample_weight=w, reduction="none")
+        few = None if w is None else w[part].astype(real)
+        want = engine.call(f"{loss.name}_with_grad", x[part], t[part].astype(real), sample_weight=few, reduction="none")
+        assert same_bits(got.loss[part], want.loss)
+        assert same_bits(got.grad[part], want.grad)
+
+
 @pytest.mark.parametrize("kind", [bool, np.int32, np.float16, ml_dtypes.bfloat16, np.float64])
 @of_elements
 def test_dtypes_of_weights(engine: Engine, rng: np.random.Generator, loss: Loss, kind: Any) -> None:

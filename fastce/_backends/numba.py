@@ -8,6 +8,7 @@ inside (workqueue) or when used in a forked child (omp). The kernels are in _num
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import threading
 from collections import defaultdict
@@ -136,6 +137,7 @@ MOST_PLANS = 1000
 
 def _do(p: Problem, num_threads: int, *, checking: bool) -> Totals:
     """Do a problem, or only check its rows."""
+    p = _with_usual_operands(p)
     plan = _plan_of(p, checking)
     grad_output, sample_weight = _row_weights(p)
     logits, out, values, dense_weight, class_vector = None, None, None, None, None
@@ -601,6 +603,35 @@ def _code(array: Array) -> str:
     dtype = array.dtype
     kind = "bf" if _dtypes.name_of(dtype) == "bfloat16" else dtype.kind
     return f"{'' if dtype.isnative else '>'}{kind}{dtype.itemsize}"
+
+
+def _with_usual_operands(p: Problem) -> Problem:
+    """Return the problem with its small targets and weights in dtypes that kernels are at hand for.
+
+    A kernel for each dtype of each operand takes longer to compile than any small array to copy.
+    """
+    usual = {name: _usual(getattr(p, name), p) for name in _OPERANDS}
+    changed: dict[str, Any] = {name: array for name, array in usual.items() if array is not getattr(p, name)}
+    return dataclasses.replace(p, **changed) if changed else p
+
+
+_OPERANDS = "dense", "sample_weight", "grad_output", "factor", "positive_weight"
+
+SMALL = 1 << 16
+"""Elements of a target or weight that may be copied."""
+
+
+def _usual(array: Array | None, p: Problem) -> Array | None:
+    """Return a target or weights, copied where they are small and of another dtype than logits' or the arithmetics'."""
+    if array is None or (array.dtype.isnative and (array.dtype.char in "fd" or array.dtype == p.logits.dtype)):
+        return array
+    once = array[tuple(slice(1 if stride == 0 else None) for stride in array.strides)]
+    if once.size > SMALL:
+        return array
+    # As the kernels read them: targets in the arithmetic's dtype, weights that float32 does not hold as float64.
+    wanted = np.dtype(np.float64) if array is not p.dense and array.itemsize == 8 else p.real
+    with np.errstate(all="ignore"):
+        return np.broadcast_to(once.astype(wanted), array.shape)
 
 
 def _row_weights(p: Problem) -> tuple[Array | None, Array | None]:
