@@ -13,7 +13,8 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 BIN := .venv/bin
 PIP := PYTHONWARNINGS="ignore:Editable" $(BIN)/python -m pip --quiet --disable-pip-version-check
-SOURCES := $(sort $(wildcard fastce/_core.pyx fastce/*.pxd fastce/include/*.h) $(shell find src_c -name '*.[ch]'))
+SOURCES := $(sort $(wildcard fastce/_core.pyx fastce/*.pxd fastce/include/*.h) $(shell find src_c -name "*.[ch]"))
+export FASTCE_WERROR ?= 1
 # cython-lint calls pycodestyle by name.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -89,10 +90,11 @@ format: .venv/developer ## rewrite the sources as the linters want them
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/clang-format -i $(C_FILES)
 
-# The C tests link the core itself, no Python: once with the machine's compiler, once for NEON under an emulator.
+# The C tests link the core, no Python: the library as it is shipped, and one for NEON under an emulator.
 # Warnings are errors here, where the compiler is known to be ours; an install keeps them as warnings.
 C_FLAGS := -O3 -std=c11 -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Werror -MMD -MP -Ifastce/include -Isrc_c
 CORE := $(sort $(shell find src_c -name '*.c'))
+LIBRARY := fastce/libfastce.so
 C_TESTS := $(patsubst tests/c/%.c,%,$(sort $(wildcard tests/c/test_*.c)))
 HAVE_NEON := $(shell command -v $(CROSS_CC) >/dev/null && command -v $(QEMU) >/dev/null && echo yes)
 
@@ -104,8 +106,12 @@ build/c/neon/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	@$(CROSS_CC) $(C_FLAGS) -fopenmp -c $< -o $@
 
-build/c/native/%: build/c/native/tests/c/%.o $(CORE:%.c=build/c/native/%.o)
-	@$(CC) -fopenmp $^ -lm -o $@
+build/c/native/%: build/c/native/tests/c/%.o $(LIBRARY)
+	@$(CC) -fopenmp $< -Lfastce -lfastce -Wl,-rpath,$(CURDIR)/fastce -lm -o $@
+
+# Whoever runs the C tests alone learns what is older than what.
+$(LIBRARY): $(CORE) $(wildcard fastce/include/*.h src_c/*.h src_c/kernels/*.h)
+	@echo "$@ is older than $(firstword $?): run make build, or setup.py build_ext --inplace"; exit 1
 
 build/c/neon/%: build/c/neon/tests/c/%.o $(CORE:%.c=build/c/neon/%.o)
 	@$(CROSS_CC) -fopenmp $^ -lm -o $@
@@ -170,4 +176,4 @@ dist: .venv/developer ## sdist and the wheel built from it, their contents check
 	@$(BIN)/python tools/check_dist.py dist
 
 clean: ## remove all that was built, the virtual environment too
-	@rm -rf .venv build dist *.egg-info fastce/_core.*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	@rm -rf .venv build dist *.egg-info fastce/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -9,7 +9,19 @@ from libc.string cimport memset
 
 from cpython.object cimport PyObject
 
-from fastce.c_api cimport *
+from fastce._c_types cimport *
+
+cdef extern from "fastce.h" nogil:
+    int fastce_abi_version()
+    const char *fastce_status_message(fastce_status status)
+    fastce_status fastce_scan(const fastce_problem *problem, int num_threads, fastce_totals *totals)
+    fastce_status fastce_run(const fastce_problem *problem, const char *isa, int num_threads, fastce_totals *totals)
+    const char *const *fastce_isa_names()
+    int fastce_isa_runs(const char *isa)
+    const char *const *fastce_cpu_feature_names()
+    int fastce_cpu_has(const char *feature)
+    const char *fastce_kernel_name(const fastce_problem *problem)
+    int fastce_has_openmp()
 
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
@@ -17,6 +29,8 @@ cdef extern from "Python.h":
     void Py_DECREF(PyObject *value)
 
 cnp.import_array()
+
+functions = <fastce_functions_1 *>fastce_get_functions()  # for c_api.pxd; the constant ones of the library
 
 
 cdef int type_code(cnp.ndarray array) except -1:
@@ -106,6 +120,7 @@ cdef int translate(object problem, fastce_problem *record, fastce_statistics *st
     record.negative = problem.negative
     fill(&record.factor, problem.factor, False)
     fill(&record.positive_weight, problem.positive_weight, False)
+    record.scanned = 1  # the front end scans where an array of the user's is written
     if problem.row_values is not None:
         record.row_values = cnp.PyArray_DATA(<cnp.ndarray>problem.row_values)
     if problem.statistics is not None:
