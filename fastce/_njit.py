@@ -596,7 +596,7 @@ def _address() -> int:
     from fastce import _core
 
     isa = os.environ.get("FASTCE_ISA")
-    return _core.flat_call_address(isa.encode() if isa else None)
+    return _core.flat_call_address(os.fsencode(isa) if isa else None)
 
 
 def init() -> None:
