@@ -646,7 +646,7 @@ def tile_losses(
     vectors, rest = n // x.lanes, n % x.lanes
     # Where a tile ends goes by the layout of every array, so that what rounding drops is kept in float32 too.
     nothing = x.constant(0.0).to("f8")
-    state = x.constant(0.0), *(nothing,) * 4
+    state: State = (x.constant(0.0), *(nothing,) * 4)
     state = loop(0, vectors, 1, state, lambda i, *state: some(i, None, *state))
     flags, *sums = when(rest > 0, state, lambda *state: some(vectors, rest, *state))
     add_to_block(tile, 0, tuple(sums[:2]))
