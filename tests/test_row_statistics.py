@@ -57,13 +57,7 @@ def check(got: Any, x: Array, y: Array, *, axis: int = -1, ignore_index: int = -
     rows, want = exact(flat, y.reshape(-1), ignore_index)
     dtype, real = x.dtype, loss_dtype(x.dtype)
     label = np.where(rows.ignored, 0, y.reshape(-1)).astype(np.intp)
-    share = tolerances.probabilities(rows, dtype)[np.arange(len(flat)), label]
-    bounds = {
-        "lse": tolerances.lse(rows, dtype),
-        "loss": tolerances.losses(rows, dtype),
-        "entropy": tolerances.entropies(rows, dtype),
-        "target_probability": np.where(rows.finite, share, Wide(0)),
-    }
+    bounds = tolerances.statistics(rows, label, dtype)
     assert got._fields == FIELDS
     for name, values in got._asdict().items():
         if values is None:

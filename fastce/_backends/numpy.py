@@ -147,7 +147,7 @@ def _statistics(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Arr
     found = {
         "lse": np.where(np.isinf(top), top, top + np.log1p(r)),
         "loss": np.where(unlabelled, 0, np.log1p(r) + (top - logit)),
-        "entropy": np.log1p(r) + (e * gap).sum(axis=1) / (1 + r),
+        "entropy": np.log1p(r) + (e * gap).sum(axis=1, dtype=np.longdouble) / (1 + r),
         "argmax": first,
         "target_probability": np.where(unlabelled, np.nan, e[rows, y] / (1 + r)),
         "rank": np.where(unlabelled, -1, (x > logit[:, None]).sum(axis=1)),

@@ -56,7 +56,7 @@ static INLINE void add_teacher_block(block b, const real *teacher, int64_t exclu
                                      fastce_dtype storage) {
     enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
-    const vec zero = v_set1(0), lowest = v_set1(-INFINITY), factor = v_set1(per_t);
+    const vec zero = v_set1(0), factor = v_set1(per_t);
     const vec shift = v_set1(finite_shift(s->max)), teacher_shift = v_set1(finite_shift(s->teacher_max));
     wide rests = w_zero(), masses = w_zero(), distances = w_zero();
     vec rest[4], mass[4], distance[4], x[4], e[4], highest[4];
@@ -67,12 +67,8 @@ static INLINE void add_teacher_block(block b, const real *teacher, int64_t exclu
         prefetch((const char *)(teacher + i) + AHEAD_BYTES, GROUP * (ptrdiff_t)sizeof(real));
         for (int j = 0; j < 4; j++) {
             int64_t at = i + j * LANES, n = b.n - at;
-            x[j] = n >= LANES ? load(b.p + at * size, storage)
-                   : n <= 0   ? lowest
-                              : load_first(b.p + at * size, n, -INFINITY, storage);
-            e[j] = n >= LANES ? v_load(teacher + at) : n <= 0 ? lowest : v_load_first(teacher + at, n, lowest);
-            x[j] = v_mul(v_sub(x[j], shift), factor);
-            e[j] = v_mul(v_sub(e[j], teacher_shift), factor);
+            x[j] = v_mul(v_sub(load_up_to(b.p + at * size, n, -INFINITY, storage), shift), factor);
+            e[j] = v_mul(v_sub(load_reals(teacher + at, n, -INFINITY), teacher_shift), factor);
             highest[j] = v_load(limit + j * LANES);
         }
         exp_vectors(e, 4);
@@ -105,9 +101,7 @@ static INLINE void write_teacher_row(const task *t, const rows *r, int64_t i, co
         } else {
             for (int64_t k = 0; k < b.n; k += LANES) {
                 int64_t n = b.n - k;
-                vec x[2] = {n >= LANES ? load(b.p + k * size, storage)
-                                       : load_first(b.p + k * size, n, -INFINITY, storage),
-                            n >= LANES ? v_load(teacher + k) : v_load_first(teacher + k, n, v_set1(-INFINITY))};
+                vec x[2] = {load_up_to(b.p + k * size, n, -INFINITY, storage), load_reals(teacher + k, n, -INFINITY)};
                 x[0] = v_mul(v_sub(x[0], shift), factor);
                 x[1] = v_mul(v_sub(x[1], teacher_shift), factor);
                 exp_vectors(x, 2);

@@ -66,10 +66,13 @@ static void add_losses(const rows *r, const real *value, const lane_sums *total,
         }
         return;
     }
-    for (int64_t i = 0; i < r->count; i++) {
+    for (int64_t i = 0, added; i < r->count; i += added) {
         const int64_t place = first + row_of(r, i), lane = place % LANES;
         if (!state->open || place / VISIT_ROWS != state->block) open_block(state, place / VISIT_ROWS);
-        if (sizeof(real) == sizeof(double))
+        added = r->consecutive && lane == 0 && i + LANES <= r->count ? LANES : 1;
+        if (added == LANES)
+            v_accumulate(state->open_loss, state->open_lost, v_load(&value[i]));
+        else if (sizeof(real) == sizeof(double))
             add_exactly(&state->open_loss[lane], &state->open_lost[lane], (double)value[i]);
         else
             state->open_loss[lane] += (double)value[i];
