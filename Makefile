@@ -173,6 +173,7 @@ accuracy: .venv/peers ## measure the largest errors, write them into the documen
 dist: .venv/developer ## sdist and the wheel built from it, their contents checked
 	@rm -rf dist && mkdir -p build
 	@$(BIN)/python -m build --no-isolation --outdir dist . >build/dist.log 2>&1 || { cat build/dist.log; exit 1; }
+	@rm -rf fastce.egg-info  # left by the build: Python would take it for the installed metadata
 	@$(BIN)/python tools/check_dist.py dist
 
 clean: ## remove all that was built, the virtual environment too

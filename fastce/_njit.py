@@ -41,7 +41,7 @@ SYMBOL = "fastce_flat_call"
 """The name by which compiled code calls the core; what it means never changes."""
 
 VERSION = 1
-"""Of the words, FLAT_VERSION of src_c/flat_call.h, which explains them."""
+"""Of the words, FLAT_VERSION of src_c/binding/flat_call.h, which explains them."""
 
 UNSIGNED_IGNORE_INDEX, HAS_DENOMINATOR, HAS_BASE = 1, 2, 4
 
@@ -76,7 +76,7 @@ MESSAGES = {
     21: "the C core refused a call",
     22: "the C core of fastce cannot be loaded, and compiled code needs it: see fastce.show_config()",
 }
-"""By flat_code of src_c/flat_call.h; those of labels and of memory have errors of their own."""
+"""By flat_code of src_c/binding/flat_call.h; those of labels and of memory have errors of their own."""
 
 BAD_LABEL, NO_MEMORY, NO_CORE = 2, 19, 22
 

@@ -433,7 +433,7 @@ def test_code_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_numbers_are_those_of_the_core() -> None:
     """Codes, flags, version and dtypes, as the headers have them."""
-    header = (ROOT / "src_c" / "flat_call.h").read_text()
+    header = (ROOT / "src_c" / "binding" / "flat_call.h").read_text()
     codes = re.findall(r"^    FLAT_(\w+)(?: = 0)?,", header.partition("typedef enum flat_code")[2], re.MULTILINE)
     special = {"OK", "BAD_LABEL", "NO_MEMORY"}
     assert codes.index("BAD_LABEL") == _njit.BAD_LABEL
