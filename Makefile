@@ -71,9 +71,11 @@ test-all: export PYTEST_ARGS = -m "slow or not slow"
 test-all: dist test ## the same with the slow tests, and the sdist and wheel
 
 # The benchmarks' smallest case runs once, untimed: what is measured, and how it is checked, must not rot.
+# A worker for each core, since most of the time goes into compiling Numba's kernels, which takes one; a file's tests
+# stay in one worker, since they want the same kernels. A test that takes memory wants no more than a few beside it.
 pytest: .venv/compiled
 	@$(BIN)/pytest --quiet --benchmark-disable -k "32x10 and fastce and not thread" bench
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
 
 lint: .venv/developer ## ruff, cython-lint, clang-format
 	@$(BIN)/ruff check --quiet .
@@ -190,6 +192,7 @@ accuracy: .venv/peers ## measure the largest errors, write them into the documen
 dist: .venv/developer ## sdist and the wheel built from it, their contents checked
 	@rm -rf dist && mkdir -p build
 	@$(BIN)/python -m build --no-isolation --outdir dist . >build/dist.log 2>&1 || { cat build/dist.log; exit 1; }
+	@rm -rf fastce.egg-info  # left by the build: Python would take it for the installed metadata
 	@$(BIN)/python tools/check_dist.py dist
 
 clean: ## remove all that was built, the virtual environment too

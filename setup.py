@@ -37,6 +37,9 @@ HARD_LINK = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,-z,noexecstack"] if sys.platform
 LIBRARY = "fastce.libfastce"
 HEADERS = list(Path("fastce/include").glob("*.h"))
 
+# What only the binding needs of C, and may ask of the core what any program may.
+BINDING = Path("src_c/binding")
+
 OPENMP_PROBE = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
 
@@ -110,7 +113,7 @@ def library() -> Extension:
     soname = [] if sys.platform == "darwin" else ["-Wl,-soname,libfastce.so"]
     return Extension(
         LIBRARY,
-        sources=sorted(str(path) for path in Path("src_c").rglob("*.c")),
+        sources=sorted(str(path) for path in Path("src_c").rglob("*.c") if path.parent != BINDING),
         include_dirs=["fastce/include", "src_c"],
         extra_compile_args=CFLAGS.copy(),
         extra_link_args=HARD_LINK + soname,
@@ -122,13 +125,13 @@ def binding() -> Extension:
     origin = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
     extension = Extension(
         "fastce._core",
-        sources=["fastce/_core.pyx"],
-        include_dirs=["fastce/include", np.get_include()],
+        sources=["fastce/_core.pyx", *sorted(str(path) for path in BINDING.glob("*.c"))],
+        include_dirs=["fastce/include", "src_c", str(BINDING), np.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         extra_compile_args=CFLAGS.copy(),
         libraries=["fastce"],
         extra_link_args=[*HARD_LINK, f"-Wl,-rpath,{origin}"],
-        depends=["setup.py", *sorted(str(path) for path in HEADERS)],
+        depends=["setup.py", *sorted(str(path) for path in [*HEADERS, *BINDING.glob("*.h"), Path("src_c/convert.h")])],
     )
     [extension] = cythonize(
         [extension], build_dir="build/cython", language_level=3, compiler_directives={"binding": True}

@@ -240,7 +240,7 @@ static void visit_chunk(void *context, int64_t chunk, int worker) {
     int64_t value_size = q->logits.dtype == FASTCE_F64 ? 8 : 4;
     ptrdiff_t step[ARRAY_COUNT];
     for (int a = 0; a < ARRAY_COUNT; a++) step[a] = w->stride[a][w->n_axes - 1];
-    chunk_state state = {.total = {.bad_row = -1}};
+    chunk_state state = {.total = {.bad_row = -1}, .first_row = row};
 
     run u;
     u.step = step;

@@ -37,7 +37,7 @@ IN_SDIST = [
         ".ci/run",
     ),
     *("fastce/_core.pyx", "src_c/api.c", "tests/oracle.py", "bench/cases.py", "tools/check_dist.py"),
-    *("accuracy/table.json", "accuracy/sweep.c", "docs/accuracy.md"),
+    *("accuracy/table.json", "accuracy/sweep.c", "docs/accuracy.md", "docs/numba.md"),
 ]
 LIBRARY = "fastce/libfastce.so" if sys.platform != "darwin" else "fastce/libfastce.dylib"
 PROGRAM = "import fastce; print(fastce.__file__, fastce.cross_entropy([[1.0, 2.0]], [1], backend='cython'))"
