@@ -12,7 +12,9 @@ sys.path.insert(0, str(FUZZ))
 
 from fuzz_files import read_all, seeds  # noqa: E402
 
-FILES = [path for path in sorted((FUZZ / "findings").glob("*")) if path.suffix]
+from fastce._cli._files import READERS  # noqa: E402
+
+FILES = [path for path in sorted((FUZZ / "findings").iterdir()) if path.suffix in READERS]
 
 
 @pytest.mark.parametrize("number", range(len(seeds())))
