@@ -312,6 +312,7 @@ static flat_code do_call(const int64_t *words, const char *isa, flat_result *res
     set_array(&q.out, &f.out, &f, strides[4]);
     q.target_scale = 1 - f.label_smoothing;
     q.grad_scale = q.temperature = 1;
+    q.scanned = 1; /* before a gradient it is; other outputs are new arrays, which nobody sees if a row is bad */
     q.row_values = f.values.data;
     if (f.target.data) {
         q.target_kind = f.target.n_axes == f.logits.n_axes ? FASTCE_DENSE : FASTCE_LABELS;
