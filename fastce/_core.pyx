@@ -293,6 +293,7 @@ cdef class Quick:
         fill(&record.target, y, False)
         record.target_scale = 1
         record.grad_scale = 1
+        record.scanned = 1  # before a gradient it is; losses go into a new array, which nobody sees if a row is bad
         # An index that the dtype of the labels cannot hold equals none of them.
         bits, signed = 8 * <int>cnp.PyArray_ITEMSIZE(y), cnp.PyTypeNum_ISSIGNED(cnp.PyArray_TYPE(y))
         record.has_ignore_index = (signed or index >= 0) and (
