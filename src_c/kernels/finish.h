@@ -115,9 +115,11 @@ static void finish(const task *t, const rows *r, results *s, bool plain, chunk_s
             }
             v_store(&s->value[i], value);
             if (!r->all_kept) {
-                for (int64_t k = i; k < i + LANES && k < r->count; k++)
-                    if (r->weight[k] == 0) s->value[k] = 0;
-                value = v_load(&s->value[i]);
+                /* A weight that is too small for real is not 0. */
+                real kept[LANES];
+                for (int k = 0; k < LANES; k++) kept[k] = r->weight[i + k] != 0;
+                value = v_select(v_gt(v_load(kept), zero), value, zero);
+                v_store(&s->value[i], value);
             }
             if (n < LANES) value = v_load_first(&s->value[i], n, zero);
             v_accumulate(total.sum, total.lost, value);

@@ -14,11 +14,15 @@ static void load_labels(const fastce_array *a, const char *p, ptrdiff_t step, in
 /* An ignored label becomes -1, and a -1 that is none becomes another label that is never valid. Unsigned 64-bit values
  * were cut to int64 and are compared bit by bit. */
 static void mark_ignored(const fastce_problem *q, const char *p, ptrdiff_t step, int64_t count, int64_t *label) {
-    bool wide = q->target.dtype == FASTCE_U64;
-    for (int64_t i = 0; i < count; i++) {
-        int64_t value = wide ? (int64_t)load_bits(p + i * step, 8, q->target.byte_swapped) : label[i];
-        bool ignored = q->has_ignore_index && value == q->ignore_index;
-        label[i] = ignored ? -1 : label[i] == -1 ? INT64_MAX : label[i];
+    const bool wide = q->target.dtype == FASTCE_U64, can_ignore = q->has_ignore_index;
+    const int64_t ignored = q->ignore_index;
+    for (int64_t i = 0; i < count && !wide; i++) {
+        int64_t sound = label[i] == -1 ? INT64_MAX : label[i];
+        label[i] = can_ignore & (label[i] == ignored) ? -1 : sound;
+    }
+    for (int64_t i = 0; i < count && wide; i++) {
+        int64_t value = (int64_t)load_bits(p + i * step, 8, q->target.byte_swapped);
+        label[i] = can_ignore && value == ignored ? -1 : label[i] == -1 ? INT64_MAX : label[i];
     }
 }
 
@@ -42,12 +46,14 @@ static int64_t check_labels(const task *t, const char *p, ptrdiff_t step, int64_
     bool ignorable = q->has_ignore_index && (uint64_t)q->ignore_index < classes;
     if (outside >= 0 && !ignorable) return -1;
     mark_ignored(q, p, step, count, label);
+    int64_t bad = 0, ignored = 0;
     for (int64_t i = 0; i < count; i++) {
-        if (label[i] == -1)
-            *any_ignored = true;
-        else if ((uint64_t)label[i] >= classes)
-            return i;
+        ignored |= label[i] == -1;
+        bad |= (label[i] != -1) & ((uint64_t)label[i] >= classes);
     }
+    *any_ignored |= ignored != 0;
+    for (int64_t i = 0; i < count && bad; i++)
+        if (label[i] != -1 && (uint64_t)label[i] >= classes) return i;
     return -1;
 }
 
@@ -92,18 +98,42 @@ static void fill_uniform(const fastce_problem *q, rows *r) {
     r->uniform = true;
 }
 
-static void fill_weighted(const fastce_problem *q, rows *r, partial *sums) {
-    bool labels = q->target_kind == FASTCE_LABELS;
-    r->uniform = false;
-    for (int64_t i = 0; i < r->count; i++) {
-        if (!q->sample_weight.data) r->weight[i] = 1;
-        if (labels && r->label[i] < 0) r->weight[i] = 0;
-        if (r->weight[i] == 0) r->label[i] = -1;
-        double mass = r->weight[i];
-        if (q->class_weight && labels) mass = r->label[i] < 0 ? 0 : mass * q->class_weight[r->label[i]];
-        add_exactly(&sums->weight, &sums->weight_lost, mass);
-        r->label_mass[i] = mass * q->target_scale;
+/* Sum of the masses of a batch, lane by lane: a sum that waits for the one before takes longer than all else here. */
+static void add_masses(const double *restrict mass, int64_t count, partial *sums) {
+    enum { CHAINS = 16 };
+    double sum[CHAINS] = {0}, lost[CHAINS] = {0};
+    int64_t i = 0;
+    for (; i + CHAINS <= count; i += CHAINS)
+        for (int j = 0; j < CHAINS; j++) {
+            double before = sum[j], after = before + mass[i + j], added = after - before;
+            lost[j] += (before - (after - added)) + (mass[i + j] - added);
+            sum[j] = after;
+        }
+    for (; i < count; i++) add_exactly(&sum[i % CHAINS], &lost[i % CHAINS], mass[i]);
+    for (int j = 0; j < CHAINS; j++) {
+        add_exactly(&sums->weight, &sums->weight_lost, sum[j]);
+        sums->weight_lost += lost[j];
     }
+}
+
+static void fill_weighted(const fastce_problem *q, rows *r, partial *sums) {
+    const bool labels = q->target_kind == FASTCE_LABELS;
+    const double *class_weight = labels ? q->class_weight : NULL;
+    r->uniform = false;
+    for (int64_t i = 0; i < r->count && !q->sample_weight.data; i++) r->weight[i] = 1;
+    for (int64_t i = 0; i < r->count && labels; i++) r->weight[i] = r->label[i] < 0 ? 0 : r->weight[i];
+    for (int64_t i = 0; i < r->count; i++) r->label[i] = r->weight[i] == 0 ? -1 : r->label[i];
+    for (int64_t i = 0; i < r->count; i++) r->label_mass[i] = r->weight[i];
+    for (int64_t i = 0; i < r->count && class_weight; i++)
+        r->label_mass[i] *= class_weight[r->label[i] < 0 ? 0 : r->label[i]];
+    if (q->sample_weight.data || class_weight) {
+        add_masses(r->label_mass, r->count, sums);
+    } else {
+        double kept = 0;
+        for (int64_t i = 0; i < r->count; i++) kept += r->weight[i] != 0;
+        sums->weight += kept; /* exact beside other counts */
+    }
+    for (int64_t i = 0; i < r->count; i++) r->label_mass[i] *= q->target_scale;
 }
 
 static void fill_grad_scale(const fastce_problem *q, const char *p, ptrdiff_t step, rows *r) {
