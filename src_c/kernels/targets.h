@@ -129,9 +129,9 @@ static void fill_weighted(const fastce_problem *q, rows *r, partial *sums) {
     if (q->sample_weight.data || class_weight) {
         add_masses(r->label_mass, r->count, sums);
     } else {
-        double kept = 0;
-        for (int64_t i = 0; i < r->count; i++) kept += r->weight[i] != 0;
-        sums->weight += kept; /* exact beside other counts */
+        int64_t kept = 0;
+        for (int64_t i = 0; i < r->count; i++) kept += r->label[i] >= 0;
+        sums->weight += (double)kept; /* exact beside other counts */
     }
     for (int64_t i = 0; i < r->count; i++) r->label_mass[i] *= q->target_scale;
 }
