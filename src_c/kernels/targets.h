@@ -98,22 +98,28 @@ static void fill_uniform(const fastce_problem *q, rows *r) {
     r->uniform = true;
 }
 
-/* Sum of the masses of a batch, lane by lane: a sum that waits for the one before takes longer than all else here. */
-static void add_masses(const double *restrict mass, int64_t count, partial *sums) {
-    enum { CHAINS = 16 };
-    double sum[CHAINS] = {0}, lost[CHAINS] = {0};
-    int64_t i = 0;
-    for (; i + CHAINS <= count; i += CHAINS)
-        for (int j = 0; j < CHAINS; j++) {
-            double before = sum[j], after = before + mass[i + j], added = after - before;
-            lost[j] += (before - (after - added)) + (mass[i + j] - added);
-            sum[j] = after;
-        }
-    for (; i < count; i++) add_exactly(&sum[i % CHAINS], &lost[i % CHAINS], mass[i]);
-    for (int j = 0; j < CHAINS; j++) {
-        add_exactly(&sums->weight, &sums->weight_lost, sum[j]);
-        sums->weight_lost += lost[j];
+/* Adds to sum[j], and to lost[j] what rounding loses of it, x[j] for each j: add_exactly for vectors. */
+static INLINE void add_all_exactly(double *restrict sum, double *restrict lost, const double *x, int count) {
+    for (int j = 0; j < count; j++) {
+        const double s = sum[j] + x[j], added = s - sum[j];
+        lost[j] += (sum[j] - (s - added)) + (x[j] - added);
+        sum[j] = s;
     }
+}
+
+/* Adds weights in several sums at once: one alone would wait for each addition. */
+static void add_weights(const double *weight, int64_t count, partial *sums) {
+    enum { SUMS = 32 };
+    double sum[SUMS] = {0}, lost[SUMS] = {0};
+    int64_t i = 0;
+    for (; i + SUMS <= count; i += SUMS) add_all_exactly(sum, lost, weight + i, SUMS);
+    for (; i < count; i++) add_exactly(&sums->weight, &sums->weight_lost, weight[i]);
+    for (int n = SUMS / 2; n > 0; n /= 2) {
+        add_all_exactly(sum, lost, sum + n, n);
+        for (int j = 0; j < n; j++) lost[j] += lost[j + n];
+    }
+    add_exactly(&sums->weight, &sums->weight_lost, sum[0]);
+    sums->weight_lost += lost[0];
 }
 
 static void fill_weighted(const fastce_problem *q, rows *r, partial *sums) {
@@ -127,7 +133,7 @@ static void fill_weighted(const fastce_problem *q, rows *r, partial *sums) {
     for (int64_t i = 0; i < r->count && class_weight; i++)
         r->label_mass[i] *= class_weight[r->label[i] < 0 ? 0 : r->label[i]];
     if (q->sample_weight.data || class_weight) {
-        add_masses(r->label_mass, r->count, sums);
+        add_weights(r->label_mass, r->count, sums);
     } else {
         int64_t kept = 0;
         for (int64_t i = 0; i < r->count; i++) kept += r->label[i] >= 0;
@@ -160,30 +166,6 @@ static int64_t load_factors(const fastce_problem *q, const char *const at[], con
         r->uniform = false;
     }
     return bad;
-}
-
-/* Adds to sum[j], and to lost[j] what rounding loses of it, x[j] for each j: add_exactly for vectors. */
-static INLINE void add_all_exactly(double *restrict sum, double *restrict lost, const double *x, int count) {
-    for (int j = 0; j < count; j++) {
-        const double s = sum[j] + x[j], added = s - sum[j];
-        lost[j] += (sum[j] - (s - added)) + (x[j] - added);
-        sum[j] = s;
-    }
-}
-
-/* Adds weights in several sums at once: one alone would wait for each addition. */
-static void add_weights(const double *weight, int64_t count, partial *sums) {
-    enum { SUMS = 32 };
-    double sum[SUMS] = {0}, lost[SUMS] = {0};
-    int64_t i = 0;
-    for (; i + SUMS <= count; i += SUMS) add_all_exactly(sum, lost, weight + i, SUMS);
-    for (; i < count; i++) add_exactly(&sums->weight, &sums->weight_lost, weight[i]);
-    for (int n = SUMS / 2; n > 0; n /= 2) {
-        add_all_exactly(sum, lost, sum + n, n);
-        for (int j = 0; j < n; j++) lost[j] += lost[j + n];
-    }
-    add_exactly(&sums->weight, &sums->weight_lost, sum[0]);
-    sums->weight_lost += lost[0];
 }
 
 /* What load_targets does, for elements, which have no labels. */
