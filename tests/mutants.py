@@ -84,8 +84,8 @@ MUTANTS = [
     Mutant(
         "ignored rows weigh like others",
         "kernels/targets.h",
-        "if (labels && r->label[i] < 0) r->weight[i] = 0;",
-        "",
+        "r->weight[i] = r->label[i] < 0 ? 0 : r->weight[i];",
+        "r->weight[i] = r->weight[i];",
     ),
     Mutant(
         "the gradient at the label has the wrong sign",

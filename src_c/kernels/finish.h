@@ -115,9 +115,11 @@ static void finish(const task *t, const rows *r, results *s, bool plain, chunk_s
             }
             v_store(&s->value[i], value);
             if (!r->all_kept) {
-                for (int64_t k = i; k < i + LANES && k < r->count; k++)
-                    if (r->weight[k] == 0) s->value[k] = 0;
-                value = v_load(&s->value[i]);
+                /* A weight that is too small for real is not 0. */
+                real kept[LANES];
+                for (int k = 0; k < LANES; k++) kept[k] = r->weight[i + k] != 0;
+                value = v_select(v_gt(v_load(kept), zero), value, zero);
+                v_store(&s->value[i], value);
             }
             if (n < LANES) value = v_load_first(&s->value[i], n, zero);
             v_accumulate(total.sum, total.lost, value);
@@ -153,7 +155,10 @@ typedef struct gradient {
 /* What adds nothing, not even to a zero of either sign. */
 #define NOTHING (real) - 0.0
 
-static INLINE bool must_lower(double factor) { return fabs(factor) < SMALLEST_FACTOR; }
+/* Not where there is nothing to keep the digits of: in ignored rows. */
+static INLINE bool must_lower(double scale, double share) {
+    return (scale != 0) & (fabs(scale * share) < SMALLEST_FACTOR);
+}
 
 /* 1 / (1 + rest), from the quotient in the type of the arithmetic: Newton's step is cheaper than a wide division. */
 static INLINE double share_at_max(real rest, real quotient) {
@@ -165,7 +170,7 @@ static INLINE double share_at_max(real rest, real quotient) {
  * -rest in place of the exponential. Far below the other logits a label makes the exponentials so large, and the factor so
  * small, that its digits would not fit where the gradient's do: a power of two moves from them to it. */
 static INLINE gradient plain_gradient(double scale, double share, real rest) {
-    const bool lower = must_lower(scale * share);
+    const bool lower = must_lower(scale, share);
     gradient g = {.factor = (real)(lower ? scale * (share / LOWERED) : scale * share),
                   .lowered = lower ? LOWERED : 1,
                   .constant = NOTHING};
@@ -180,7 +185,7 @@ static INLINE gradient even_gradient(const task *t, const rows *r, const results
     const double z_part =
         t->problem->z_loss == 0 ? 0 : 2 * (double)s->z[i] * ((double)s->max[i] + (double)s->log_total[i]);
     const double factor = scale * (on_label + elsewhere + z_part), rest = (double)s->rest[i];
-    const bool lower = must_lower(factor * share);
+    const bool lower = must_lower(factor, share);
     return (gradient){
         .factor = (real)(factor * (lower ? share / LOWERED : share)),
         .at_label = (real)(scale * ((elsewhere + z_part) * share - on_label * (rest * share))),
@@ -240,10 +245,10 @@ static void find_plain_gradients(const rows *r, const results *s, int64_t first,
     int lowered = 0;
     find_quotients(s, first, end, quotient);
     for (int64_t i = first; i < end; i++) {
-        double factor = r->grad_scale[i] * r->label_mass[i] * share_at_max(s->rest[i], quotient[i]);
-        g->factor[i] = (real)factor;
-        g->at_label[i] = (real)factor * -s->rest[i];
-        lowered |= must_lower(factor);
+        const double scale = r->grad_scale[i] * r->label_mass[i], share = share_at_max(s->rest[i], quotient[i]);
+        g->factor[i] = (real)(scale * share);
+        g->at_label[i] = (real)(scale * share) * -s->rest[i];
+        lowered |= must_lower(scale, share);
     }
     g->any_lowered = lowered;
     for (int64_t i = first; i < end && lowered; i++) {

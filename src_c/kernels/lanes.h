@@ -185,6 +185,16 @@ static INLINE vec sum_fours(real *column, int64_t n, vec shift, bool keep, const
     return v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]));
 }
 
+/* A row as reals, in whole vectors: what follows it is written over. */
+static INLINE void copy_row(real *to, const char *p, int64_t n, const fastce_array *a) {
+    if (a->dtype != real_dtype()) {
+        widen_as(to, p, n, a->dtype);
+        return;
+    }
+    for (; n >= LANES; n -= LANES, to += LANES, p += LANES * ELEMENT) v_store(to, v_load((const real *)p));
+    if (n > 0) v_store(to, v_load_first((const real *)p, n, v_set1(0)));
+}
+
 /* Rows [i, i + LANES) of the visit, up to its last, as neighbouring reals in copy. */
 static const char *copy_rows(const task *t, const rows *r, int64_t i, real *copy) {
     const fastce_array *a = &t->problem->logits;
@@ -193,8 +203,7 @@ static const char *copy_rows(const task *t, const rows *r, int64_t i, real *copy
     if (rows_are_packed(a, r->logits_step, r, n)) {
         widen_as(copy, r->logits + (r->first + i) * r->logits_step, count * n, a->dtype);
     } else {
-        for (int64_t k = 0; k < count; k++)
-            widen_as(copy + k * n, r->logits + row_of(r, i + k) * r->logits_step, n, a->dtype);
+        for (int64_t k = 0; k < count; k++) copy_row(copy + k * n, r->logits + row_of(r, i + k) * r->logits_step, n, a);
     }
     memset(copy + count * n, 0, (size_t)((LANES - count) * n) * sizeof *copy);
     return (const char *)copy;

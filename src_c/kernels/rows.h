@@ -500,7 +500,7 @@ static INLINE void stage_row(const task *t, int64_t i, row_scratch *w) {
  * finite, or above LARGEST_SHIFTED_SUM, where the row needs its maximum after all. With the sum of x_label - x_k where some
  * of q is spread evenly. */
 static INLINE double shifted_sum(const task *t, const char *row, int64_t label, real shift, row_scratch *w, bool keep,
-                                 double *spread, outgoing *o, bool direct, fastce_dtype storage) {
+                                 double *spread, ptrdiff_t ahead, outgoing *o, bool direct, fastce_dtype storage) {
     const fastce_problem *q = t->problem;
     const bool spreads = t->even_q != 0;
     double sum = 0, lost = 0, spread_lost = 0;
@@ -508,7 +508,7 @@ static INLINE double shifted_sum(const task *t, const char *row, int64_t label, 
     if (shift - shift != 0) return INFINITY;
     if (q->n_classes <= BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, 0, q->n_classes, direct, w->x);
-        sum = block_exp_sum(b, shift, label, keep ? w->kept : NULL, STREAM_AHEAD_BYTES, o, storage);
+        sum = block_exp_sum(b, shift, label, keep ? w->kept : NULL, ahead, o, storage);
         if (spreads) *spread = block_spread(b, shift, storage);
         if (keep) w->shifts[0] = shift;
     }
@@ -811,6 +811,13 @@ static INLINE bool settle_row(const task *t, const rows *r, results *s, int64_t 
     return true;
 }
 
+/* From where a row of one block is read to what is asked for meanwhile: the stream of rows, or the next one of those that
+ * are strewn, and nothing between. */
+static INLINE ptrdiff_t bytes_to_next(const rows *r, int64_t i) {
+    if (r->consecutive) return STREAM_AHEAD_BYTES;
+    return i + 1 < r->count ? (row_of(r, i + 1) - row_of(r, i)) * r->logits_step : 0;
+}
+
 /* Asks for what no stream brings of a row that is visited soon: the label's logit, and rows that are not consecutive. */
 static INLINE void expect_row(const task *t, const rows *r, int64_t i) {
     if (i >= r->count) return;
@@ -819,7 +826,7 @@ static INLINE void expect_row(const task *t, const rows *r, int64_t i) {
     if (r->label[i] >= 0) __builtin_prefetch(row + r->label[i] * q->logits.class_stride);
     if (r->consecutive) return;
     const ptrdiff_t size = q->n_classes * q->logits.class_stride;
-    prefetch(row, size < AHEAD_BYTES ? size : AHEAD_BYTES);
+    if (t->needs_max || q->n_classes > BLOCK_CLASSES) prefetch(row, size < AHEAD_BYTES ? size : AHEAD_BYTES);
     if (!t->stream) return;
     const char *out = r->out + row_of(r, i) * r->out_step;
     __builtin_prefetch(out, 1);
@@ -894,7 +901,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
                 }
             } else if (!t->needs_max) {
                 sum = shifted_sum(t, r->logits + row_of(r, i) * r->logits_step, r->label[i], shift, &w, keep, &spread,
-                                  t->stream ? &o : NULL, direct, storage);
+                                  bytes_to_next(r, i), t->stream ? &o : NULL, direct, storage);
             }
             if (shift - shift != 0) sum = INFINITY;
             if (!settle_row(t, r, &s, i, sum, spread, &w, keep, &plain, state, &o, direct, storage)) {
