@@ -357,7 +357,7 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
         for (int64_t k = 0; k < q->n_classes; k++) add_exactly(&sum, &lost, q->class_vector[k]);
     t->q_vector_sum = sum + lost;
     bool labels = q->target_kind == FASTCE_LABELS;
-    t->even_q = labels && !t->lanes ? even_q(q, t->q_vector_sum) : 0;
+    t->even_q = labels && (!t->lanes || q->n_classes <= FEW_CLASSES) ? even_q(q, t->q_vector_sum) : 0;
     t->needs_max = !labels || (q->class_vector && t->even_q == 0);
     t->plain = !t->needs_max && !q->class_vector && q->z_loss == 0;
 }

@@ -84,8 +84,8 @@ MUTANTS = [
     Mutant(
         "ignored rows weigh like others",
         "kernels/targets.h",
-        "r->weight[i] = r->label[i] < 0 ? 0 : r->weight[i];",
-        "r->weight[i] = r->weight[i];",
+        "weight[i] *= label[i] < 0 ? 0.0 : 1.0;",
+        "",
     ),
     Mutant(
         "the gradient at the label has the wrong sign",

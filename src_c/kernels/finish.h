@@ -155,9 +155,13 @@ typedef struct gradient {
 /* What adds nothing, not even to a zero of either sign. */
 #define NOTHING (real) - 0.0
 
-/* Not where there is nothing to keep the digits of: in ignored rows. */
-static INLINE bool must_lower(double scale, double share) {
-    return (scale != 0) & (fabs(scale * share) < SMALLEST_FACTOR);
+/* Not where there is nothing to keep the digits of, in ignored rows. By the bits, which vectors compare without branches. */
+static INLINE bool must_lower(double factor) {
+    const double smallest = SMALLEST_FACTOR;
+    uint64_t bits, limit;
+    memcpy(&bits, &factor, sizeof bits);
+    memcpy(&limit, &smallest, sizeof limit);
+    return (bits << 1 >> 1) - 1 < limit - 1;
 }
 
 /* 1 / (1 + rest), from the quotient in the type of the arithmetic: Newton's step is cheaper than a wide division. */
@@ -170,7 +174,7 @@ static INLINE double share_at_max(real rest, real quotient) {
  * -rest in place of the exponential. Far below the other logits a label makes the exponentials so large, and the factor so
  * small, that its digits would not fit where the gradient's do: a power of two moves from them to it. */
 static INLINE gradient plain_gradient(double scale, double share, real rest) {
-    const bool lower = must_lower(scale, share);
+    const bool lower = must_lower(scale * share);
     gradient g = {.factor = (real)(lower ? scale * (share / LOWERED) : scale * share),
                   .lowered = lower ? LOWERED : 1,
                   .constant = NOTHING};
@@ -185,12 +189,13 @@ static INLINE gradient even_gradient(const task *t, const rows *r, const results
     const double z_part =
         t->problem->z_loss == 0 ? 0 : 2 * (double)s->z[i] * ((double)s->max[i] + (double)s->log_total[i]);
     const double factor = scale * (on_label + elsewhere + z_part), rest = (double)s->rest[i];
-    const bool lower = must_lower(factor, share);
+    const bool lower = must_lower(factor * share);
     return (gradient){
         .factor = (real)(factor * (lower ? share / LOWERED : share)),
         .at_label = (real)(scale * ((elsewhere + z_part) * share - on_label * (rest * share))),
         .lowered = lower ? LOWERED : 1,
-        .constant = even != 0 ? (real)(-scale * even) : NOTHING,
+        .constant = t->even_q != 0 ? (real)(-scale * even) : NOTHING,
+        .q_factor = NOTHING,
     };
 }
 
@@ -240,7 +245,7 @@ static INLINE void find_quotients(const results *s, int64_t first, int64_t end, 
 }
 
 /* Of rows [first, end), all plain. */
-static void find_plain_gradients(const rows *r, const results *s, int64_t first, int64_t end, gradients *g) {
+static void find_plain_gradients(const rows *r, const results *s, int64_t first, int64_t end, gradients *restrict g) {
     real quotient[VISIT_ROWS];
     int lowered = 0;
     find_quotients(s, first, end, quotient);
@@ -248,7 +253,7 @@ static void find_plain_gradients(const rows *r, const results *s, int64_t first,
         const double scale = r->grad_scale[i] * r->label_mass[i], share = share_at_max(s->rest[i], quotient[i]);
         g->factor[i] = (real)(scale * share);
         g->at_label[i] = (real)(scale * share) * -s->rest[i];
-        lowered |= must_lower(scale, share);
+        lowered |= must_lower(scale * share);
     }
     g->any_lowered = lowered;
     for (int64_t i = first; i < end && lowered; i++) {
@@ -260,23 +265,44 @@ static void find_plain_gradients(const rows *r, const results *s, int64_t first,
     }
 }
 
-/* The same where there is z-loss or something spread evenly, and each label served as maximum. */
-static void find_even_gradients(const task *t, const rows *r, results *s, int64_t first, int64_t end, gradients *g) {
-    real quotient[VISIT_ROWS];
-    find_quotients(s, first, end, quotient);
-    for (int64_t i = first / GROUP * GROUP; i < end && t->problem->z_loss != 0; i += GROUP) {
+/* log1p of the rests of rows [first, end). */
+static void find_log_totals(results *s, int64_t first, int64_t end) {
+    for (int64_t i = first / GROUP * GROUP; i < end; i += GROUP) {
         vec x[4];
         for (int j = 0; j < 4; j++) x[j] = v_load(&s->rest[i + j * LANES]);
         log1p_vectors(x, 4);
         for (int j = 0; j < 4; j++) v_store(&s->log_total[i + j * LANES], x[j]);
     }
-    g->any_lowered = false;
+}
+
+/* The same where there is z-loss, for which log_total is known, or something spread evenly, and each label served as
+ * maximum. */
+static void find_even_gradients(const task *t, const rows *r, const results *s, int64_t first, int64_t end,
+                                gradients *restrict g) {
+    const double even_q = t->even_q, others = t->q_vector_sum - even_q, twice = t->problem->z_loss != 0 ? 2 : 0;
+    real quotient[VISIT_ROWS], log_total[VISIT_ROWS];
+    int lowered = 0;
+    find_quotients(s, first, end, quotient);
+    if (twice != 0)
+        memcpy(log_total + first, s->log_total + first, (size_t)(end - first) * sizeof(real));
+    else
+        memset(log_total + first, 0, (size_t)(end - first) * sizeof(real));
     for (int64_t i = first; i < end; i++) {
-        gradient one = even_gradient(t, r, s, i, share_at_max(s->rest[i], quotient[i]));
+        const double scale = r->grad_scale[i], rest = (double)s->rest[i], share = share_at_max(s->rest[i], quotient[i]);
+        const double even = r->weight[i] * even_q, on_label = r->label_mass[i] + even,
+                     elsewhere = r->weight[i] * others;
+        const double z_part = twice * (double)s->z[i] * ((double)s->max[i] + (double)log_total[i]);
+        const double factor = scale * (on_label + elsewhere + z_part);
+        g->factor[i] = (real)(factor * share);
+        g->at_label[i] = (real)(scale * ((elsewhere + z_part) * share - on_label * (rest * share)));
+        g->constant[i] = (real)(-scale * even);
+        lowered |= must_lower(factor * share);
+    }
+    for (int64_t i = first; i < end && even_q == 0; i++) g->constant[i] = NOTHING;
+    g->any_lowered = lowered;
+    for (int64_t i = first; i < end && lowered; i++) {
+        const gradient one = even_gradient(t, r, s, i, share_at_max(s->rest[i], quotient[i]));
         g->factor[i] = one.factor;
-        g->at_label[i] = one.at_label;
         g->lowered[i] = one.lowered;
-        g->constant[i] = one.constant;
-        g->any_lowered |= one.lowered != 1;
     }
 }

@@ -60,10 +60,12 @@ static int64_t check_labels(const task *t, const char *p, ptrdiff_t step, int64_
 /* Numbers as float64; those that are floats of the machine at the pace of vectors where they are neighbours. */
 static void load_numbers(const fastce_array *a, const char *p, ptrdiff_t step, int64_t count, double *to) {
     if (a->dtype == FASTCE_F64 && !a->byte_swapped && step == 8) {
+        prefetch(p + AHEAD_BYTES, count * 8);
         memcpy(to, p, (size_t)count * 8);
     } else if (a->dtype == FASTCE_F64 && !a->byte_swapped) {
         for (int64_t i = 0; i < count; i++) memcpy(&to[i], p + i * step, 8);
     } else if (a->dtype == FASTCE_F32 && !a->byte_swapped && step == 4) {
+        prefetch(p + AHEAD_BYTES, count * 4);
         for (int64_t i = 0; i < count; i++) to[i] = (double)float_from_bits((uint32_t)load_bits(p + i * 4, 4, false));
     } else if (a->dtype == FASTCE_F32 && !a->byte_swapped) {
         for (int64_t i = 0; i < count; i++)
@@ -124,22 +126,26 @@ static void add_weights(const double *weight, int64_t count, partial *sums) {
 
 static void fill_weighted(const fastce_problem *q, rows *r, partial *sums) {
     const bool labels = q->target_kind == FASTCE_LABELS;
-    const double *class_weight = labels ? q->class_weight : NULL;
+    const double *class_weight = labels ? q->class_weight : NULL, scale = q->target_scale;
+    const int64_t count = r->count;
+    int64_t *restrict label = r->label;
+    double *restrict weight = r->weight, *restrict mass = r->label_mass;
     r->uniform = false;
-    for (int64_t i = 0; i < r->count && !q->sample_weight.data; i++) r->weight[i] = 1;
-    for (int64_t i = 0; i < r->count && labels; i++) r->weight[i] = r->label[i] < 0 ? 0 : r->weight[i];
-    for (int64_t i = 0; i < r->count; i++) r->label[i] = r->weight[i] == 0 ? -1 : r->label[i];
-    for (int64_t i = 0; i < r->count; i++) r->label_mass[i] = r->weight[i];
-    for (int64_t i = 0; i < r->count && class_weight; i++)
-        r->label_mass[i] *= class_weight[r->label[i] < 0 ? 0 : r->label[i]];
+    for (int64_t i = 0; i < count && !q->sample_weight.data; i++) weight[i] = 1;
+    /* By factors and bits: which rows are ignored cannot be predicted. */
+    for (int64_t i = 0; i < count && labels && !r->all_kept; i++) weight[i] *= label[i] < 0 ? 0.0 : 1.0;
+    for (int64_t i = 0; i < count && !r->all_kept; i++) label[i] |= -(int64_t)(weight[i] == 0);
+    for (int64_t i = 0; i < count && !class_weight; i++) mass[i] = weight[i];
+    for (int64_t i = 0; i < count && class_weight; i++)
+        mass[i] = weight[i] * class_weight[label[i] + (int64_t)((uint64_t)label[i] >> 63)];
     if (q->sample_weight.data || class_weight) {
-        add_weights(r->label_mass, r->count, sums);
+        add_weights(mass, count, sums);
     } else {
         int64_t kept = 0;
-        for (int64_t i = 0; i < r->count; i++) kept += r->label[i] >= 0;
+        for (int64_t i = 0; i < count; i++) kept += label[i] >= 0;
         sums->weight += (double)kept; /* exact beside other counts */
     }
-    for (int64_t i = 0; i < r->count; i++) r->label_mass[i] *= q->target_scale;
+    for (int64_t i = 0; i < count && scale != 1; i++) mass[i] *= scale;
 }
 
 static void fill_grad_scale(const fastce_problem *q, const char *p, ptrdiff_t step, rows *r) {
