@@ -455,10 +455,21 @@ static INLINE void add_shifted(block_of_lanes x, int64_t row, lane_state *a) {
     }
 }
 
+/* Logits and dense targets of the next visit, where these are neighbouring reals, else NULL: asked for while this one is
+ * computed, as nothing else would use memory then. */
+typedef struct rows_ahead {
+    const char *at[2];
+} rows_ahead;
+
+static const char *next_rows(const fastce_array *a, const char *base, ptrdiff_t step, const rows *r, int64_t n) {
+    const bool whole = n <= TILE_CLASSES && a->dtype == real_dtype() && rows_are_packed(a, step, r, n);
+    return whole ? base + (r->first + VISIT_ROWS) * step : NULL;
+}
+
 /* The same shifted by the running maximum, where one class at the maximum is left out; q's mass and distance on the
  * way: the class vector, or a dense tile. */
-static INLINE void add_below_max(block_of_lanes x, const real *q_vector, const real *q_tile, int64_t row,
-                                 lane_state *a) {
+static INLINE void add_below_max(block_of_lanes x, const real *q_vector, const real *q_tile, int64_t row, lane_state *a,
+                                 const rows_ahead *next) {
     const char *p = x.p + row * ELEMENT;
     const vec zero = v_set1(0), lowest = v_set1(-INFINITY);
     vec max[4], shift[4], at_max[4];
@@ -492,6 +503,8 @@ static INLINE void add_below_max(block_of_lanes x, const real *q_vector, const r
         int64_t end = x.n - k0 < FLUSH_CLASSES ? x.n : k0 + FLUSH_CLASSES;
         for (int j = 0; j < 4; j++) below[j] = mass[j] = distance[j] = zero;
         for (int64_t k = k0; k < end; k++) {
+            for (int j = 0; j < 2; j++)
+                if (next->at[j]) prefetch(next->at[j] + (row * x.n + k * GROUP) * ELEMENT, GROUP * ELEMENT);
             for (int j = 0; j < 4; j++) logit[j] = v_load((const real *)(p + k * x.stride + j * LANES * ELEMENT));
             for (int j = 0; j < 4; j++) e[j] = v_sub(logit[j], shift[j]);
             exp_vectors(e, 4);
@@ -522,6 +535,8 @@ static INLINE void add_below_max(block_of_lanes x, const real *q_vector, const r
 static int64_t reduce_by_max(const task *t, const rows *r, lane_state *a, lane_scratch *w, bool direct) {
     const fastce_problem *q = t->problem;
     bool dense = q->target_kind == FASTCE_DENSE;
+    const rows_ahead next = {{next_rows(&q->logits, r->logits, r->logits_step, r, q->n_classes),
+                              dense ? next_rows(&q->target, r->dense, r->dense_step, r, q->n_classes) : NULL}};
     int64_t bad = -1;
     for (int64_t i = 0; i < VISIT_ROWS; i++) {
         a->s.max[i] = -INFINITY;
@@ -536,7 +551,8 @@ static int64_t reduce_by_max(const task *t, const rows *r, lane_state *a, lane_s
             int64_t bad_here = get_dense_tile(t, r, first, x.n, w);
             if (bad_here >= 0 && (bad < 0 || bad_here < bad)) bad = bad_here;
         }
-        for (int64_t row = 0; row < r->count; row += GROUP) add_below_max(x, vector, dense ? w->q : NULL, row, a);
+        for (int64_t row = 0; row < r->count; row += GROUP)
+            add_below_max(x, vector, dense ? w->q : NULL, row, a, &next);
     }
     for (int64_t i = 0; i < r->count; i++) {
         a->rest[i] += a->rest_lost[i];
