@@ -48,6 +48,7 @@ typedef struct walk {
 static bool plan_walk(const fastce_problem *q, walk *w) {
     const fastce_array *array[ARRAY_COUNT] = {&q->logits,      &q->target, &q->sample_weight,  &q->out,
                                               &q->grad_output, &q->factor, &q->positive_weight};
+    if (q->target_kind == FASTCE_SPARSE) array[BESIDE] = &q->probabilities;
     w->n_axes = 0;
     w->n_rows = 1;
     for (int a = 0; a < ARRAY_COUNT; a++) w->data[a] = array[a]->data;
@@ -140,7 +141,7 @@ static void zero_rows(const call *c, const rows *r, int64_t first, int64_t count
 /* Visits the rows of a batch that are not ignored together with those that wait; returns the first bad row of the run. */
 static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t first, chunk_state *state, char *scratch) {
     const fastce_problem *q = c->task.problem;
-    const bool dense = q->target_kind == FASTCE_DENSE;
+    const bool dense = q->target_kind == FASTCE_DENSE; /* lists are not waited for: see every_row */
     rows *w = &u->waiting;
     for (int64_t i = 0, n_ignored; i < batch->count; i += n_ignored > 0 ? n_ignored : 1) {
         int64_t row = first + i, bad = -1;
@@ -148,7 +149,8 @@ static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t firs
             if (dense && n_ignored == 1) break;
         if (n_ignored > 0) {
             if (dense) {
-                bad = c->kernels->first_bad_dense_row(&c->task, u->at[TARGET] + row * u->step[TARGET], 0, 1);
+                const char *const at[ARRAY_COUNT] = {[TARGET] = u->at[TARGET] + row * u->step[TARGET]};
+                bad = c->kernels->first_bad_target(&c->task, at, u->step, 1);
                 if (bad == 0) {
                     int64_t earlier = visit(c, w, state, scratch);
                     return earlier < 0 ? row : earlier;
@@ -178,10 +180,13 @@ static void start_rows(rows *r, const rows *others) {
     r->all_kept = true;
     r->logits = others->logits;
     r->dense = others->dense;
+    r->beside = others->beside;
     r->out = others->out;
     r->values = others->values;
     r->logits_step = others->logits_step;
     r->dense_step = others->dense_step;
+    r->beside_step = others->beside_step;
+    r->offset = NULL;
     r->out_step = others->out_step;
     r->first_row = others->first_row;
 }
@@ -197,12 +202,10 @@ static int64_t visit_run(const call *c, run *u, int64_t count, chunk_state *stat
         for (int a = 0; a < ARRAY_COUNT; a++) at[a] = u->at[a] ? u->at[a] + done * u->step[a] : NULL;
         int64_t bad_target = c->kernels->load_targets(t, at, u->step, n, &batch, &state->total);
         if (c->scan || bad_target >= 0) {
-            bool dense = t->problem->target_kind == FASTCE_DENSE;
+            const bool masses = t->problem->target_kind != FASTCE_LABELS && t->problem->target_kind != FASTCE_NO_TARGET;
             bad = visit(c, &u->waiting, state, scratch);
             if (bad >= 0) return bad;
-            bad = dense
-                      ? c->kernels->first_bad_dense_row(t, at[TARGET], u->step[TARGET], bad_target < 0 ? n : bad_target)
-                      : -1;
+            bad = masses ? c->kernels->first_bad_target(t, at, u->step, bad_target < 0 ? n : bad_target) : -1;
             if (bad < 0) bad = bad_target;
             if (bad >= 0) return done + bad;
             continue;
@@ -247,10 +250,12 @@ static void visit_chunk(void *context, int64_t chunk, int worker) {
         rows *r = &u.waiting;
         r->logits = u.at[LOGITS];
         r->dense = u.at[TARGET];
+        r->beside = u.at[BESIDE];
         r->out = (char *)u.at[OUT];
         r->values = q->row_values ? (char *)q->row_values + row * value_size : NULL;
         r->logits_step = step[LOGITS];
         r->dense_step = step[TARGET];
+        r->beside_step = step[BESIDE];
         r->out_step = step[OUT];
         r->first_row = row;
         start_rows(r, r);
@@ -291,7 +296,13 @@ static bool is_element_wise(const fastce_problem *q) { return q->kind >= FASTCE_
 static bool kind_is_valid(const fastce_problem *q) {
     bool divergence = q->kind == FASTCE_KL || q->kind == FASTCE_JS, teacher = q->kind == FASTCE_TEACHER;
     if ((unsigned)q->kind >= FASTCE_KIND_COUNT) return false;
-    if (q->kind == FASTCE_LOGITS) return !q->factor.data && !q->positive_weight.data;
+    if (q->kind == FASTCE_LOGITS) {
+        const bool given = q->softcap != 0 || (q->temperature != 0 && q->temperature != 1);
+        const bool valid = q->temperature >= 0 && isfinite(q->temperature) && q->softcap >= 0 && isfinite(q->softcap);
+        if (given && (!valid || (q->output != FASTCE_LOSS && q->output != FASTCE_GRAD))) return false;
+        return !q->factor.data && !q->positive_weight.data;
+    }
+    if (q->target_kind == FASTCE_SPARSE) return false;
     if (q->output != FASTCE_LOSS && (q->output != FASTCE_GRAD || divergence)) return false;
     if (is_element_wise(q) && q->n_classes != 1) return false;
     if (teacher && !(dtype_is_floating(q->target.dtype) && q->temperature > 0 && isfinite(q->temperature)))
@@ -307,7 +318,9 @@ static bool problem_is_valid(const fastce_problem *q) {
     if ((unsigned)q->output >= FASTCE_OUTPUT_COUNT || (unsigned)q->target_kind >= FASTCE_TARGET_COUNT) return false;
     if (!kind_is_valid(q)) return false;
     if (q->output == FASTCE_LSE && !q->row_values) return false;
-    if (statistics && (!q->statistics || q->target_kind == FASTCE_DENSE)) return false;
+    const bool sparse = q->target_kind == FASTCE_SPARSE;
+    if (statistics && (!q->statistics || q->target_kind == FASTCE_DENSE || sparse)) return false;
+    if (sparse && (q->n_listed < 0 || !array_is_valid(&q->probabilities, false, true))) return false;
     if (has_target != wants_target || q->n_axes < 0 || q->n_axes > MAX_AXES || q->n_classes < 0) return false;
     if (!array_is_valid(&q->logits, true, true) || !array_is_valid(&q->target, false, has_target) ||
         !array_is_valid(&q->sample_weight, false, false) || !array_is_valid(&q->out, true, writes) ||
@@ -315,13 +328,25 @@ static bool problem_is_valid(const fastce_problem *q) {
         !array_is_valid(&q->positive_weight, false, false))
         return false;
     bool label_dtype = q->target.dtype >= FASTCE_I8 && q->target.dtype <= FASTCE_U64;
-    return q->target_kind != FASTCE_LABELS || label_dtype;
+    return (q->target_kind != FASTCE_LABELS && !sparse) || label_dtype;
+}
+
+static bool is_divided(const fastce_problem *q) {
+    return q->kind == FASTCE_LOGITS && q->temperature != 0 && q->temperature != 1;
+}
+
+static bool is_capped(const fastce_problem *q) { return q->kind == FASTCE_LOGITS && q->softcap != 0; }
+
+/* Whether the visit is of what is staged, where classes are neighbours whatever the stride of the logits. */
+static bool is_staged(const fastce_problem *q) {
+    return is_divided(q) || is_capped(q) || q->target_kind == FASTCE_SPARSE;
 }
 
 /* Whether vectors hold neighbouring rows rather than neighbouring classes; results depend on it, so it must not depend
  * on the number of rows. */
 static bool takes_lanes(const fastce_problem *q) {
-    return q->n_classes <= FEW_CLASSES || q->logits.class_stride != dtype_size(q->logits.dtype);
+    if (q->n_classes <= FEW_CLASSES) return true;
+    return q->logits.class_stride != dtype_size(q->logits.dtype) && !is_staged(q);
 }
 
 const char *fastce_kernel_name(const fastce_problem *q) {
@@ -329,6 +354,7 @@ const char *fastce_kernel_name(const fastce_problem *q) {
     if (is_element_wise(q)) return "vectors of elements";
     if (q->kind == FASTCE_TEACHER) return "rows of logits and a teacher's";
     if (q->kind != FASTCE_LOGITS) return "rows of probabilities";
+    if (is_staged(q)) return takes_lanes(q) ? "vectors of staged rows" : "staged rows of vectors";
     return takes_lanes(q) ? "vectors of rows" : "rows of vectors";
 }
 
@@ -354,7 +380,10 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     t->lanes = takes_lanes(q);
     t->elements = is_element_wise(q);
     t->any_target = q->kind == FASTCE_SQUARES || q->kind == FASTCE_TEACHER;
-    t->every_row = t->elements || q->output == FASTCE_STATISTICS;
+    t->divided = is_divided(q);
+    t->capped = is_capped(q);
+    t->staged = is_staged(q);
+    t->every_row = t->elements || t->staged || q->output == FASTCE_STATISTICS;
     bool binary = q->kind == FASTCE_BINARY_LOGITS || q->kind == FASTCE_BINARY_PROBABILITIES;
     t->largest_target = binary ? 1 : q->logits.dtype == FASTCE_F64 ? DBL_MAX : FLT_MAX; /* that of the arithmetic */
     ptrdiff_t logits_stride = t->lanes ? *step[LOGITS] : q->logits.class_stride;
@@ -362,6 +391,8 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     t->logits_direct = !q->logits.byte_swapped && logits_stride == size;
     t->out_direct = t->logits_direct && same_dtype && out_stride == size;
     bool in_lines = t->out_direct || (t->lanes && same_dtype && q->out.class_stride == size);
+    if (t->staged && q->out.data)
+        in_lines = in_lines || (!q->out.byte_swapped && q->out.class_stride == dtype_size(q->out.dtype));
     t->stream =
         in_lines && aligned_to_element(&q->out) && (double)w->n_rows * (double)q->n_classes * size > CACHE_BYTES;
     t->q_scale = t->q_vector = NULL;
@@ -379,7 +410,7 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
 static void convert_class_arrays(const fastce_problem *q, task *t, char *room) {
     int64_t n = q->n_classes;
     bool narrow = q->logits.dtype != FASTCE_F64;
-    const double *source[2] = {q->target_kind == FASTCE_DENSE ? q->class_weight : NULL, q->class_vector};
+    const double *source[2] = {q->target_kind == FASTCE_LABELS ? NULL : q->class_weight, q->class_vector};
     const void **converted[2] = {&t->q_scale, &t->q_vector};
     double factor[2] = {q->target_scale, 1};
     for (int i = 0; i < 2; i++) {
