@@ -13,15 +13,16 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 BIN := .venv/bin
 PIP := PYTHONWARNINGS="ignore:Editable" $(BIN)/python -m pip --quiet --disable-pip-version-check
-SOURCES := $(sort $(wildcard fastce/_core.pyx fastce/*.pxd fastce/include/*.h) $(shell find src_c -name '*.[ch]'))
+SOURCES := $(sort $(wildcard fastce/_core.pyx fastce/*.pxd fastce/include/*.h) $(shell find src_c -name "*.[ch]"))
+export FASTCE_WERROR ?= 1
 # cython-lint calls pycodestyle by name.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 CYTHON_FILES := $(wildcard fastce/*.pyx fastce/*.pxd)
-C_FILES := $(sort $(shell find src_c fastce/include tests/c bench accuracy -name '*.[ch]' 2>/dev/null))
+C_FILES := $(sort $(shell find src_c fastce/include tests/c tests/fuzz bench accuracy -name '*.[ch]' 2>/dev/null))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all build lint format types test-c test-c-native test-c-neon pytest bench bench-pytest accuracy dist clean
+.PHONY: help demo test test-all build lint format types test-c test-c-native test-c-neon sanitize mutants breakage fuzz pytest bench bench-pytest accuracy dist clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -63,15 +64,18 @@ demo: .venv/user ## install into .venv and run `fastce demo`
 test: .venv/compiled ## linters, types, C tests and pytest
 	@$(MAKE) --no-print-directory lint types
 	@$(MAKE) --no-print-directory -j$(JOBS) test-c
+	@$(MAKE) --no-print-directory breakage
 	@$(MAKE) --no-print-directory pytest
 
 test-all: export PYTEST_ARGS = -m "slow or not slow"
 test-all: dist test ## the same with the slow tests, and the sdist and wheel
 
 # The benchmarks' smallest case runs once, untimed: what is measured, and how it is checked, must not rot.
+# A worker for each core, since most of the time goes into compiling Numba's kernels, which takes one; a file's tests
+# stay in one worker, since they want the same kernels. A test that takes memory wants no more than a few beside it.
 pytest: .venv/compiled
 	@$(BIN)/pytest --quiet --benchmark-disable -k "32x10 and fastce and not thread" bench
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
 
 lint: .venv/developer ## ruff, cython-lint, clang-format
 	@$(BIN)/ruff check --quiet .
@@ -87,10 +91,11 @@ format: .venv/developer ## rewrite the sources as the linters want them
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/clang-format -i $(C_FILES)
 
-# The C tests link the core itself, no Python: once with the machine's compiler, once for NEON under an emulator.
+# The C tests link the core, no Python: the library as it is shipped, and one for NEON under an emulator.
 # Warnings are errors here, where the compiler is known to be ours; an install keeps them as warnings.
 C_FLAGS := -O3 -std=c11 -ffp-contract=off -fvisibility=hidden -Wall -Wextra -Werror -MMD -MP -Ifastce/include -Isrc_c
 CORE := $(sort $(shell find src_c -name '*.c'))
+LIBRARY := fastce/libfastce.so
 C_TESTS := $(patsubst tests/c/%.c,%,$(sort $(wildcard tests/c/test_*.c)))
 HAVE_NEON := $(shell command -v $(CROSS_CC) >/dev/null && command -v $(QEMU) >/dev/null && echo yes)
 
@@ -102,8 +107,12 @@ build/c/neon/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	@$(CROSS_CC) $(C_FLAGS) -fopenmp -c $< -o $@
 
-build/c/native/%: build/c/native/tests/c/%.o $(CORE:%.c=build/c/native/%.o)
-	@$(CC) -fopenmp $^ -lm -o $@
+build/c/native/%: build/c/native/tests/c/%.o $(LIBRARY)
+	@$(CC) -fopenmp $< -Lfastce -lfastce -Wl,-rpath,$(CURDIR)/fastce -lm -o $@
+
+# Whoever runs the C tests alone learns what is older than what.
+$(LIBRARY): $(CORE) $(wildcard fastce/include/*.h src_c/*.h src_c/kernels/*.h)
+	@echo "$@ is older than $(firstword $?): run make build, or setup.py build_ext --inplace"; exit 1
 
 build/c/neon/%: build/c/neon/tests/c/%.o $(CORE:%.c=build/c/neon/%.o)
 	@$(CROSS_CC) -fopenmp $^ -lm -o $@
@@ -143,6 +152,24 @@ test-c-neon:
 	@echo "NEON was not run: it needs $(CROSS_CC) and $(QEMU) (Debian: gcc-aarch64-linux-gnu qemu-user)"
 endif
 
+# --- what breaks things on purpose -------------------------------------------------------------------------------------
+
+COMMIT = $(shell git rev-parse HEAD 2>/dev/null || echo none)
+
+sanitize: .venv/compiled ## C tests and contract suite under address, undefined-behaviour and thread sanitizers
+	@$(BIN)/python tests/sanitize.py
+
+mutants: .venv/developer ## break the kernels in eleven ways: the C tests must notice each
+	@$(BIN)/python tests/mutants.py
+
+# The part of both that fits into every run: plain C, and three mutants drawn by the commit.
+breakage: .venv/developer
+	@$(BIN)/python tests/sanitize.py --quick
+	@$(BIN)/python tests/mutants.py --draw $(COMMIT)
+
+fuzz: .venv/compiled ## a minute of fuzzing for the C functions (needs clang), and one for the readers of files
+	@$(BIN)/python tests/fuzz/run.py $(FUZZ_ARGS)
+
 # --- benchmarks and releases ------------------------------------------------------------------------------------------
 
 .venv/peers: .venv/compiled
@@ -165,7 +192,8 @@ accuracy: .venv/peers ## measure the largest errors, write them into the documen
 dist: .venv/developer ## sdist and the wheel built from it, their contents checked
 	@rm -rf dist && mkdir -p build
 	@$(BIN)/python -m build --no-isolation --outdir dist . >build/dist.log 2>&1 || { cat build/dist.log; exit 1; }
+	@rm -rf fastce.egg-info  # left by the build: Python would take it for the installed metadata
 	@$(BIN)/python tools/check_dist.py dist
 
 clean: ## remove all that was built, the virtual environment too
-	@rm -rf .venv build dist *.egg-info fastce/_core.*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks
+	@rm -rf .venv build dist *.egg-info fastce/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

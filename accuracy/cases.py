@@ -49,6 +49,7 @@ class FamilyCase(NamedTuple):
     function: str
     arrays: tuple[Array, Array] | tuple[Array]
     """The arguments; what is computed has the dtype of the last of a divergence, else of the first."""
+    temperature: float = 1.0
 
     @property
     def dtype(self) -> str:
@@ -60,7 +61,7 @@ class FamilyCase(NamedTuple):
 
     @property
     def has_gradient(self) -> bool:
-        return self.function not in ("entropy", "kl_divergence", "js_divergence")
+        return self.function not in ("entropy", "kl_divergence", "js_divergence", "row_statistics", "log_loss")
 
     def only(self, row: int) -> FamilyCase:
         one: Any = tuple(array[row : row + 1] for array in self.arrays)
@@ -152,10 +153,30 @@ def family(dtype: str) -> Iterator[FamilyCase]:
         for target, how in ((labels, "labels"), (_distributions(rng, shape, kind), "dense")):
             for function, given in (("categorical_cross_entropy", p), ("nll_loss", np.log(p))):
                 yield FamilyCase(f"{function}, {how}, {classes}", function, (given, target))
+        if n_classes <= 10:
+            rows = np.clip(p, 1e-6, 1 - 1e-6)  # where nothing is clipped
+            yield FamilyCase(f"log_loss, {classes}", "log_loss", (rows[:100], labels[:100]))
         yield FamilyCase(f"entropy, {classes}", "entropy", (p,))
         for function in ("kl_divergence", "js_divergence"):
             yield FamilyCase(f"{function}, {classes}", function, (p, q))
             yield FamilyCase(f"{function}, nearly equal, {classes}", function, (p, close))
+
+
+def of_rows(dtype: str) -> Iterator[FamilyCase]:
+    """Make the cases of what is computed of rows of logits beside cross entropy: statistics, and distillation."""
+    kind = np.dtype(dtype)
+    rng = np.random.default_rng(9)
+    for name, x in _rows(kind, rng):
+        if x.shape[1] > 5000:
+            continue
+        logits = x.astype(kind)
+        yield FamilyCase(f"row_statistics, {name}", "row_statistics", (logits, rng.integers(0, x.shape[1], len(x))))
+        if "offset" in name or "torture" in name:
+            continue
+        teacher = (3 * rng.standard_normal(x.shape)).astype(kind)
+        for temperature in (1.0, 2.0, 3.0):
+            title = f"distillation_loss, temperature {temperature:g}, {name}"
+            yield FamilyCase(title, "distillation_loss", (logits, teacher), temperature)
 
 
 def _elements(kind: np.dtype[Any], rng: np.random.Generator) -> Iterator[tuple[str, Array]]:

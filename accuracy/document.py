@@ -42,14 +42,22 @@ def _short(table: Table) -> Iterator[str]:
             columns = [[c for c in mine if c.ours], *([c for c in mine if c.system == other] for other in others)]
             yield _line([name, f"{row['limit']:g}", row["of"], *(_worst(column) for column in columns)])
     yield ""
+    for row in table["allowed"].values():
+        yield f"Allowed beside these: {row['limit']:g} ULP of {row['of']}."
+    yield ""
     yield _where(table)
 
 
 def _full(table: Table) -> Iterator[str]:
     """Every figure, a table a group and dtype, then where the worst of each row was seen."""
-    titles = {"results": "Losses, gradients and functions of logits", "functions": "Functions of the C core"}
+    titles = {
+        "results": "Losses, gradients and functions of logits",
+        "functions": "Functions of the C core and of Numba",
+    }
     found = list(cells(table))
     yield _where(table)
+    for row in table["allowed"].values():
+        yield f"Allowed on top: {row['limit']:g} ULP of {row['of']}."
     for group, title in titles.items():
         for dtype in DIGITS:
             here = [cell for cell in found if (cell.group, cell.dtype) == (group, dtype)]

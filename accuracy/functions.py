@@ -1,9 +1,10 @@
-"""The C core's exponential and logarithms: compiles and runs the sweep, and has mpmath look at what it found."""
+"""Exponential and logarithms of the C core and of Numba: runs the sweeps, and has mpmath look at what they found."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,8 @@ import mpmath
 
 from accuracy.table import Figure
 
-NAMES = ("exp", "log1p", "log")
+NAMES = ("exp", "log1p", "log1p_of_fraction", "log")
+OF_NUMBA = ("exp", "log1p", "log")
 ROOT = Path(__file__).resolve().parent.parent
 EMULATED_EVERY = 499
 """An emulator takes too long for every number."""
@@ -43,11 +45,29 @@ def neon_every(every: int) -> list[Found]:
     return [found for found in _run(emulator, every) if found.isa == "neon"]
 
 
+def has_numba() -> bool:
+    return find_spec("numba") is not None
+
+
+def numba_every(every: int) -> list[Found]:
+    """Sweep the functions of the Numba backend."""
+    from accuracy import sweep_numba
+
+    found = []
+    for name in OF_NUMBA:
+        for dtype in ("float32", "float64"):
+            worst, tried = sweep_numba.sweep(name, dtype, every)
+            found.append(_found(name, dtype, "numba", *worst, tried, every))
+    return found
+
+
 def measure() -> dict[str, dict[str, dict[str, Figure]]]:
     """Measure every float32, and the rest as far as it goes: row -> dtype -> ISA -> figure."""
     found = native_every(1)
     if can_emulate_neon() and not any(f.isa == "neon" for f in found):
         found += neon_every(EMULATED_EVERY)
+    if has_numba():
+        found += numba_every(1)
     measured: dict[str, dict[str, dict[str, Figure]]] = {}
     for function, dtype, isa, figure in found:
         measured.setdefault(function, {}).setdefault(dtype, {})[isa] = figure
@@ -62,14 +82,28 @@ def _run(command: list[str], every: int) -> list[Found]:
     found = []
     for line in [line for name in NAMES for line in _lines([*command, str(every), name])]:
         function, dtype, isa, error, argument, value, tried = line.split()
-        ulp = error_in_ulp(function, dtype, float.fromhex(argument), float.fromhex(value))
-        if dtype == "float64" or error == "inf":
-            tell = f"largest of {int(tried):,} numbers"
-        else:
-            tell = "every float32" if every == 1 else f"every {every}th float32"
-        figure = Figure(float(error) if float(error) in (0.0, float("inf")) else ulp, f"x = {argument}, {tell}")
-        found.append(Found(function, dtype, isa, figure))
+        numbers = float(error), float.fromhex(argument), float.fromhex(value)
+        found.append(_found(function, dtype, isa, *numbers, int(tried), every))
     return found
+
+
+def _found(
+    function: str, dtype: str, isa: str, error: float, argument: float, value: float, tried: int, every: int
+) -> Found:
+    """Tell of the worst of a sweep, with mpmath's word on it."""
+    if dtype == "float64" or error == float("inf"):
+        tell = f"largest of {tried:,} numbers"
+    else:
+        tell = "every float32" if every == 1 else f"every {every}th float32"
+    if error not in (0.0, float("inf")):
+        error = error_in_ulp(function, dtype, argument, value)
+    return Found(function, dtype, isa, Figure(error, f"x = {_hex(argument)}, {tell}"))
+
+
+def _hex(x: float) -> str:
+    """As C writes it."""
+    digits, _, exponent = x.hex().partition("p")
+    return f"{digits.rstrip('0').rstrip('.')}p{exponent}"
 
 
 def _lines(command: list[str]) -> list[str]:
@@ -80,7 +114,7 @@ def error_in_ulp(function: str, dtype: str, argument: float, value: float) -> fl
     """Return the distance of a value from the function's, in units in the last place of the latter, by mpmath."""
     bits, lowest = (23, -126) if dtype == "float32" else (52, -1022)
     with mpmath.workdps(60):
-        exact = getattr(mpmath, function)(mpmath.mpf(argument))
+        exact = getattr(mpmath, function.removesuffix("_of_fraction"))(mpmath.mpf(argument))
         if exact == 0:
             return 0.0 if value == 0 else float("inf")
         exponent = max(mpmath.mag(exact) - 1, lowest)

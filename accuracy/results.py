@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from accuracy.cases import DTYPES, Case, FamilyCase, cases, family
+from accuracy.cases import DTYPES, Case, FamilyCase, cases, family, of_rows
 from accuracy.systems import System, systems
 from accuracy.table import Figure
 
@@ -29,6 +29,9 @@ Array = npt.NDArray[Any]
 
 MOST_EXACT_CLASSES = 5000
 """mpmath takes too long for longer rows, whose figures are the oracle's."""
+
+OF_CLASSES = ("label gradient", "gradient", "probability", "log probability", "slope", "distillation gradient")
+"""Rows of the table whose results have a number for each class."""
 
 NOTHING = dict.fromkeys(tolerances.ULPS, 0)
 ONE = dict.fromkeys(tolerances.ULPS, 1)
@@ -92,14 +95,14 @@ def _everything() -> Iterator[AnyCase]:
         yield from cases(dtype)
     for dtype in ("float32", "float64"):
         yield from family(dtype)
+        yield from of_rows(dtype)
 
 
 def _results(system: System, case: AnyCase) -> dict[str, Array]:
     """What a system computes, by row of the table."""
     if isinstance(case, FamilyCase):
         found = system.family(case) if system.family else {}
-        names = {"loss": "element" if case.element_wise else "terms", "grad": "slope"}
-        return {names[name]: values for name, values in found.items()}
+        return {_row_of(case, name): values for name, values in found.items()}
     half = case.logits.dtype.itemsize == 2
     if half and not system.halves:
         return {}
@@ -112,15 +115,55 @@ def _results(system: System, case: AnyCase) -> dict[str, Array]:
     return got
 
 
+def _row_of(case: FamilyCase, name: str) -> str:
+    """Return the row of the table that a result belongs to."""
+    if case.function == "row_statistics":
+        return "statistics probability" if name == "target_probability" else f"statistics {name}"
+    if case.function == "distillation_loss":
+        return f"distillation {'loss' if name == 'loss' else 'gradient'}"
+    if case.function == "log_loss":
+        return "log_loss"
+    return "slope" if name == "grad" else "element" if case.element_wise else "terms"
+
+
+def _truth_of_rows(case: FamilyCase) -> dict[str, tuple[Array, Array, Array]]:
+    """What statistics and distillation are to be: exact, allowed, and that with a ULP."""
+    x, other = case.arrays  # type: ignore[misc]
+    nothing, one = NOTHING, ONE
+    if case.function == "row_statistics":
+        rows = oracle.cross_entropy(x, other).rows
+        with np.errstate(all="ignore"):
+            entropy = -np.where(rows.p > 0, rows.p * rows.log_p, Wide(0)).sum(-1)
+        share = rows.p[np.arange(len(x)), other]
+        exact = {"lse": rows.lse, "loss": rows.loss, "entropy": entropy, "target_probability": share}
+        allowed, ulp = (tolerances.statistics(rows, other, x.dtype, ulps) for ulps in (nothing, one))
+        return {_row_of(case, name): (exact[name], allowed[name], ulp[name]) for name in exact}
+    temperature = case.temperature
+    none = np.zeros(len(x), Wide)
+    teacher = oracle.compute_rows(oracle.widen(other) / temperature, np.zeros(x.shape, Wide), none, none > 0)
+    rows = oracle.compute_rows(oracle.widen(x) / temperature, teacher.p, none, none > 0)
+    (loss, slope), (loss_ulp, slope_ulp) = (
+        tolerances.distillation(rows, teacher, temperature, x.dtype, ulps) for ulps in (nothing, one)
+    )
+    square = temperature * temperature
+    return {
+        "distillation loss": (rows.loss * square, loss * square, loss_ulp * square),
+        "distillation gradient": ((rows.p - teacher.p) * temperature, slope * temperature, slope_ulp * temperature),
+    }
+
+
 def _truth(case: AnyCase) -> dict[str, Truth]:
     """What each row of the table is to be."""
     dtype = case.arrays[0].dtype if isinstance(case, FamilyCase) else case.logits.dtype
     found: dict[str, tuple[Array, Array, Array]] = {}
-    if isinstance(case, FamilyCase):
+    if isinstance(case, FamilyCase) and case.function in ("row_statistics", "distillation_loss"):
+        found = _truth_of_rows(case)
+    elif isinstance(case, FamilyCase):
         options = {} if case.function == "entropy" else {"reduction": "none"}
-        want = getattr(oracle_family, case.function)(*case.arrays, **options)
+        function = "categorical_cross_entropy" if case.function == "log_loss" else case.function
+        want = getattr(oracle_family, function)(*case.arrays, **options)
         allowed, one = (tolerances.family(want, dtype, ulps) for ulps in (NOTHING, ONE))
-        found["element" if case.element_wise else "terms"] = want.loss, allowed[0], one[0]
+        found[_row_of(case, "loss")] = want.loss, allowed[0], one[0]
         if case.has_gradient:
             found["slope"] = want.slope, allowed[1], one[1]
     else:
@@ -149,7 +192,7 @@ def _truth(case: AnyCase) -> dict[str, Truth]:
 def _place(row: str, seen: Seen) -> str:
     if isinstance(seen.case, FamilyCase) and seen.case.element_wise:
         return "of " + ", ".join(repr(float(array[seen.row])) for array in seen.case.arrays)
-    return f"row {seen.row}" + ("" if row in ("loss", "lse", "terms") else f", class {seen.column}")
+    return f"row {seen.row}" + (f", class {seen.column}" if row in OF_CLASSES else "")
 
 
 def _checked(row: str, seen: Seen) -> float:

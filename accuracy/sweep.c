@@ -1,6 +1,6 @@
 /* The largest error of the kernels' exponential and logarithms, in units in the last place, with its argument.
  *
- *     sweep EVERY exp|log1p|log
+ *     sweep EVERY exp|log1p|log1p_of_fraction|log
  *
  * float32: every EVERY-th number of the whole range, against the C library's functions in double; 1 leaves none out.
  * float64: a sample, the smaller the larger EVERY, against those in long double. For both also the neighbours of the
@@ -23,7 +23,7 @@ typedef struct arithmetic {
 
 static const arithmetic f32 = {"float32", 4, 23, -126}, f64 = {"float64", 8, 52, -1022};
 
-static const char *const function_names[FUNCTIONS] = {"exp", "log1p", "log"};
+static const char *const function_names[FUNCTIONS] = {"exp", "log1p", "log1p_of_fraction", "log"};
 
 #define DECLARE(isa) extern const functions swept_##isa##_f32, swept_##isa##_f64;
 #define SWEPT_F32(isa) &swept_##isa##_f32,
@@ -45,8 +45,10 @@ typedef struct sweep {
 } sweep;
 
 static long double exact_of(const sweep *s, double x) {
-    if (s->type == &f32) return s->function == EXP ? exp(x) : s->function == LOG1P ? log1p(x) : log(x);
-    return s->function == EXP ? expl(x) : s->function == LOG1P ? log1pl(x) : logl(x);
+    const bool narrow = s->type == &f32;
+    if (s->function == EXP) return narrow ? exp(x) : expl(x);
+    if (s->function == LOG) return narrow ? log(x) : logl(x);
+    return narrow ? log1p(x) : log1pl(x);
 }
 
 /* In ULP of the exact value. An exponential below the smallest normal number may be lost. */
@@ -251,10 +253,11 @@ static void report(const arithmetic *t, int function, int64_t every) {
     const functions *any = t == &f32 ? of_f32[0] : of_f64[0];
     sweep s = {.type = t, .function = function};
     s.lowest = function == EXP ? -INFINITY : function == LOG1P ? -1 : 0;
-    s.highest = function == EXP     ? any->exp_highest
-                : function == LOG1P ? any->log1p_highest
-                : t == &f32         ? FLT_MAX
-                                    : DBL_MAX;
+    s.highest = function == EXP                 ? any->exp_highest
+                : function == LOG1P             ? any->log1p_highest
+                : function == LOG1P_OF_FRACTION ? 1
+                : t == &f32                     ? FLT_MAX
+                                                : DBL_MAX;
     for (int isa = 0; isa < ISAS; isa++) s.worst[isa].error = -1;
     if (t == &f32) try_in_order(&s, every);
     if (t == &f64) try_sample(&s, every > 1 ? SAMPLE / every : SAMPLE);
@@ -274,5 +277,5 @@ int main(int count, char **arguments) {
         report(&f64, function, every);
         return EXIT_SUCCESS;
     }
-    return fprintf(stderr, "usage: %s EVERY exp|log1p|log\n", arguments[0]), EXIT_FAILURE;
+    return fprintf(stderr, "usage: %s EVERY exp|log1p|log1p_of_fraction|log\n", arguments[0]), EXIT_FAILURE;
 }

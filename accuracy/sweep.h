@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-enum { EXP, LOG1P, LOG, FUNCTIONS };
+enum { EXP, LOG1P, LOG1P_OF_FRACTION, LOG, FUNCTIONS };
 
 typedef struct functions {
     void (*replace[FUNCTIONS])(void *numbers, int64_t count); /* count is a multiple of CHUNK */

@@ -17,6 +17,8 @@
 
 OVER_ARRAYS(exp_of_array, exp_vectors)
 OVER_ARRAYS(log1p_of_array, log1p_vectors)
+OVER_ARRAYS(log1p_of_fractions, log1p_of_fraction)
 OVER_ARRAYS(log_of_array, log_vectors)
 
-const functions SWEPT = {{exp_of_array, log1p_of_array, log_of_array}, EXP_HIGHEST, LARGEST_SHIFTED_SUM};
+const functions SWEPT = {
+    {exp_of_array, log1p_of_array, log1p_of_fractions, log_of_array}, EXP_HIGHEST, LARGEST_SHIFTED_SUM};

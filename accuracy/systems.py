@@ -57,11 +57,20 @@ def _fastce(backend: str, variant: str) -> System:
         return loss, grad
 
     def family(case: FamilyCase) -> dict[str, Array]:
+        if case.function == "row_statistics":
+            told = call(fastce.row_statistics, *case.arrays)
+            return {name: getattr(told, name) for name in ("lse", "loss", "entropy", "target_probability")}
+        if case.function == "log_loss":
+            p, y = case.arrays  # type: ignore[misc]
+            of_row = {"labels": np.arange(p.shape[1]), "normalize": False}
+            rows = [call(fastce.log_loss, y[i : i + 1], p[i : i + 1], **of_row) for i in range(len(p))]
+            return {"loss": np.array(rows)}
         if not case.has_gradient:
             options = {} if case.function == "entropy" else {"reduction": "none"}
             return {"loss": call(getattr(fastce, case.function), *case.arrays, **options)}
         function = getattr(fastce, f"{case.function}_with_grad")
-        loss, grad = call(function, *case.arrays, reduction="none")
+        own = {"temperature": case.temperature} if case.function == "distillation_loss" else {}
+        loss, grad = call(function, *case.arrays, reduction="none", **own)
         return {"loss": loss, "grad": grad}
 
     def mean(logits: Array, labels: Array) -> tuple[float, Array]:
@@ -76,7 +85,7 @@ def _fastce(backend: str, variant: str) -> System:
         functools.partial(call, fastce.logsumexp),
         family=family,
         halves=True,
-        mean=None if backend == "numpy" else mean,  # its temporaries would not fit
+        mean=mean,
     )
 
 
@@ -90,12 +99,29 @@ def _scipy(name: str) -> System:
         losses = -log_p[rows, case.target] if case.labelled else -np.where(q > 0, q * log_p, 0).sum(-1)
         return losses, special.softmax(case.logits, axis=-1) - q
 
+    def family(case: FamilyCase) -> dict[str, Array]:
+        if case.function == "entropy":
+            return {"loss": special.entr(case.arrays[0]).sum(-1)}
+        if case.function == "kl_divergence":
+            return {"loss": special.rel_entr(*case.arrays).sum(-1)}
+        return {}
+
+    def mean(logits: Array, labels: Array) -> tuple[float, Array]:
+        def losses(x: Array, y: Array) -> Array:
+            log_p = special.log_softmax(x, axis=-1)
+            found: Array = -np.take_along_axis(log_p, y[..., None], -1)[..., 0]
+            return found
+
+        return float(losses(logits, labels).mean()), losses(logits[0], labels[0])
+
     return System(
         name,
         loss_and_grad,
         functools.partial(special.softmax, axis=-1),
         functools.partial(special.log_softmax, axis=-1),
         functools.partial(special.logsumexp, axis=-1),
+        family=family,
+        mean=mean,
     )
 
 
@@ -113,8 +139,37 @@ def _torch(name: str) -> System:
     def over_classes(function: Any) -> Callable[[Array], Array]:
         return lambda x: function(torch.from_numpy(x), dim=-1).numpy()
 
+    of = torch.nn.functional
+    functions: dict[str, Callable[..., Any]] = {
+        "binary_cross_entropy_with_logits": of.binary_cross_entropy_with_logits,
+        "binary_cross_entropy": of.binary_cross_entropy,
+        "mse_loss": of.mse_loss,
+        "nll_loss": of.nll_loss,
+    }
+
+    def family(case: FamilyCase) -> dict[str, Array]:
+        if case.function not in functions or (case.function == "nll_loss" and case.arrays[-1].ndim == 2):
+            return {}
+        x = torch.from_numpy(case.arrays[0]).requires_grad_()
+        target = torch.from_numpy(case.arrays[-1])
+        losses = functions[case.function](x, target if case.function == "nll_loss" else target.to(x), reduction="none")
+        (grad,) = torch.autograd.grad(losses.sum(), x)
+        return {"loss": losses.detach().numpy(), "grad": grad.numpy()}
+
+    def mean(logits: Array, labels: Array) -> tuple[float, Array]:
+        n_classes = logits.shape[-1]
+        x, y = torch.from_numpy(logits.reshape(-1, n_classes)), torch.from_numpy(labels.reshape(-1))
+        some = of.cross_entropy(x[: len(logits[0])], y[: len(logits[0])], reduction="none").numpy()
+        return float(of.cross_entropy(x, y)), some
+
     return System(
-        name, loss_and_grad, over_classes(torch.softmax), over_classes(torch.log_softmax), over_classes(torch.logsumexp)
+        name,
+        loss_and_grad,
+        over_classes(torch.softmax),
+        over_classes(torch.log_softmax),
+        over_classes(torch.logsumexp),
+        family=family,
+        mean=mean,
     )
 
 
@@ -138,12 +193,30 @@ def _jax(name: str) -> System:
     def over_classes(function: Any) -> Callable[[Array], Array]:
         return lambda x: np.asarray(function(jax.numpy.asarray(x), axis=-1))
 
+    functions: dict[str, Callable[..., Any]] = {
+        "binary_cross_entropy_with_logits": optax.sigmoid_binary_cross_entropy,
+        "mse_loss": optax.squared_error,
+    }
+
+    def family(case: FamilyCase) -> dict[str, Array]:
+        if case.function not in functions:
+            return {}
+        target = case.arrays[-1].astype(case.arrays[0].dtype)
+        losses, pull = jax.vjp(lambda x: functions[case.function](x, target), jax.numpy.asarray(case.arrays[0]))
+        return {"loss": np.asarray(losses), "grad": np.asarray(pull(jax.numpy.ones_like(losses))[0])}
+
+    def mean(logits: Array, labels: Array) -> tuple[float, Array]:
+        losses_of = optax.softmax_cross_entropy_with_integer_labels
+        return float(losses_of(logits, labels).mean()), np.asarray(losses_of(logits[0], labels[0]))
+
     return System(
         name,
         loss_and_grad,
         over_classes(jax.nn.softmax),
         over_classes(jax.nn.log_softmax),
         over_classes(jax.nn.logsumexp),
+        family=family,
+        mean=mean,
     )
 
 

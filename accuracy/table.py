@@ -13,9 +13,10 @@ OURS = ("cython", "numba", "numpy")
 """What a system of ours begins with; the limits hold for these and for every instruction set."""
 
 Table = dict[str, Any]
-"""As it lies in the file: "measured_on" and the two groups of rows, "functions" and "results".
+"""As it lies in the file: "measured_on", the two groups of rows "functions" and "results", and "allowed".
 
-A row has "limit" (ULP), "of" (of what), and "measured": dtype of the arithmetic -> system -> {"ulp", "at"}.
+A row has "limit" (ULP), "of" (of what), and "measured": dtype of the arithmetic -> system -> {"ulp", "at"}. What is
+"allowed" has a limit and is part of the bounds of other rows; it comes out of no call, and nothing is measured.
 """
 
 

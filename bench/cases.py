@@ -115,6 +115,8 @@ class Case:
     def _bytes_of_target(self) -> int:
         if self.function == "cross_entropy":
             return self.n_logits * self.itemsize if "dense" in self.options else 8 * self.n_rows
+        if "sample_weight" in self.options:
+            return self.n_logits * (self.itemsize + 4)
         second = FAMILY[self.function].second
         if second == "rows":
             return 8 * self.n_rows
@@ -131,6 +133,7 @@ class Inputs(NamedTuple):
     """int64 labels, or a dense target of the dtype of the logits; of a relative, its second array."""
     weight: Array | None
     sample_weight: Array | None
+    """Of each row; of each element of a relative, as float32."""
     out: Array | None
     """Where the gradient goes; None for a forward, or a fresh gradient."""
 
@@ -143,7 +146,8 @@ def inputs(case: Case) -> Inputs:
     _fill_normal(logits, rng, spread=2.0)
     if case.function != "cross_entropy":
         first, second = FAMILY[case.function].make(logits, rng)
-        return Inputs(first, second, None, None, np.zeros_like(first) if case.output == "grad" else None)
+        weights = rng.random(case.shape, np.float32) + np.float32(0.5) if "sample_weight" in case.options else None
+        return Inputs(first, second, None, weights, np.zeros_like(first) if case.output == "grad" else None)
     positions = list(case.shape)
     del positions[case.axis]
     if "dense" in case.options:
@@ -225,5 +229,12 @@ CASES: tuple[Case, ...] = (
         for function, member in FAMILY.items()
         for output in (OUTPUTS if member.gradient else OUTPUTS[:1])
     ),
-    Case("family", (1_000_000, 10), function="row_statistics"),
+    *(
+        Case("family", (16_384, 1_000), output, options=("sample_weight",), function="binary_cross_entropy_with_logits")
+        for output in OUTPUTS
+    ),
+    *(
+        Case("family", (1_000_000, 10), function=function)
+        for function in ("categorical_cross_entropy", "kl_divergence", "row_statistics")
+    ),
 )

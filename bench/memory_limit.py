@@ -48,7 +48,9 @@ def limit_call(case: Case, arrays: Inputs) -> Callable[[], None] | None:
 
 
 def _move(library: Any, arrays: Inputs, out: Array | None, prefetch: int, streaming: bool, threads: int) -> None:
-    library.limit_read(arrays.target.ctypes.data, arrays.target.nbytes, prefetch, threads)
+    for also in (arrays.target, arrays.sample_weight):
+        if also is not None:
+            library.limit_read(also.ctypes.data, also.nbytes, prefetch, threads)
     if out is None:
         library.limit_read(arrays.logits.ctypes.data, arrays.logits.nbytes, prefetch, threads)
     else:

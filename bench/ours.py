@@ -48,6 +48,8 @@ def _call_of_relative(case: Case, arrays: Inputs, options: dict[str, Any]) -> Ca
     import fastce
 
     first, second = arrays.logits, arrays.target
+    if arrays.sample_weight is not None:
+        options["sample_weight"] = arrays.sample_weight
     if case.function == "entropy":
         return Call(functools.partial(fastce.entropy, first, **options), _mean)
     if case.function in ("kl_divergence", "js_divergence"):

@@ -140,7 +140,7 @@ def _torch_relative(case: Case, arrays: Inputs, compiled: bool) -> Call | None:
         "kl_divergence": lambda q, p: functional.kl_div(q.log(), p, reduction="batchmean"),
     }
     loss = losses.get(case.function)
-    if loss is None:
+    if loss is None or case.options:
         return None
     return _torch_run(case, loss, _torch_tensor(arrays.logits), _torch_tensor(arrays.target), compiled)
 

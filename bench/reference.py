@@ -73,7 +73,7 @@ def _answer_of_relative(case: Case) -> Answer:
     """Compute a case of the family: the mean of what comes out, of elements or of rows."""
     arrays, member = inputs(case), FAMILY[case.function]
     grad = np.empty(case.shape, np.float32) if case.gradient else None
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
     step = max(1, BLOCK // case.n_classes)
     for begin in range(0, case.n_rows, step):
         block = slice(begin, begin + step)
@@ -81,9 +81,13 @@ def _answer_of_relative(case: Case) -> Answer:
         losses, slopes = member.reference(
             arrays.logits[block].astype(np.float64), second if member.second == "rows" else second.astype(np.float64)
         )
-        total, count = total + float(losses.sum()), count + losses.size
+        weights = np.ones(1) if arrays.sample_weight is None else arrays.sample_weight[block].astype(np.float64)
+        total, count = (
+            total + float((weights * losses).sum()),
+            count + float(np.broadcast_to(weights, losses.shape).sum()),
+        )
         if grad is not None and slopes is not None:
-            grad[block] = slopes
+            grad[block] = weights * slopes
     if grad is not None:
         grad /= count
     return Answer(total / count, grad)

@@ -14,6 +14,7 @@ from fastce._elementwise import (
     mse_loss,
     mse_loss_with_grad,
 )
+from fastce._flags import get_include, get_library
 from fastce._functions import (
     LossAndGrad,
     RowStatistics,
@@ -67,6 +68,8 @@ __all__ = [
     "explain",
     "focal_loss",
     "focal_loss_with_grad",
+    "get_include",
+    "get_library",
     "js_divergence",
     "kl_divergence",
     "log_loss",

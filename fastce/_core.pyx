@@ -9,13 +9,28 @@ from libc.string cimport memset
 
 from cpython.object cimport PyObject
 
-from fastce.c_api cimport *
+from fastce._c_types cimport *
+
+cdef extern from "fastce.h" nogil:
+    int fastce_abi_version()
+    const char *fastce_status_message(fastce_status status)
+    fastce_status fastce_scan(const fastce_problem *problem, int num_threads, fastce_totals *totals)
+    fastce_status fastce_run(const fastce_problem *problem, const char *isa, int num_threads, fastce_totals *totals)
+    const char *const *fastce_isa_names()
+    int fastce_isa_runs(const char *isa)
+    const char *const *fastce_cpu_feature_names()
+    int fastce_cpu_has(const char *feature)
+    const char *fastce_kernel_name(const fastce_problem *problem)
+    int fastce_has_openmp()
 
 cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object number, int *overflow) except? -1
     int PyContextVar_Get(object var, PyObject *default_value, PyObject **value) except -1
     void Py_DECREF(PyObject *value)
 
 cnp.import_array()
+
+functions = <fastce_functions_1 *>fastce_get_functions()  # for c_api.pxd; the constant ones of the library
 
 
 cdef int type_code(cnp.ndarray array) except -1:
@@ -112,6 +127,7 @@ cdef int translate(object problem, fastce_problem *record, fastce_statistics *st
     record.negative = problem.negative
     fill(&record.factor, problem.factor, False)
     fill(&record.positive_weight, problem.positive_weight, False)
+    record.scanned = 1  # the front end scans where an array of the user's is written
     if problem.row_values is not None:
         record.row_values = cnp.PyArray_DATA(<cnp.ndarray>problem.row_values)
     if problem.statistics is not None:
@@ -163,72 +179,191 @@ def run(problem not None, bytes isa, int num_threads):
     return finish(status, &totals)
 
 
-cdef tuple quick_defaults = ()
-cdef tuple quick_overrides = ()
-cdef bytes quick_isa = b""
-cdef int64_t quick_logits = 0, quick_row = 0
-
-
-def enable_quick(tuple defaults not None, tuple overrides not None, bytes isa not None, int64_t most_logits,
-                 int64_t logits_per_row):
-    """Say what `quick` takes for granted: the options left out of a call, context variables at None, the ISA, and how
-    many float32 logits one thread does on its own, where a row counts for some."""
-    global quick_defaults, quick_overrides, quick_isa, quick_logits, quick_row
-    quick_defaults, quick_overrides, quick_isa = defaults, overrides, isa
-    quick_logits, quick_row = most_logits, logits_per_row
-
-
-def quick(logits, target, *options):
-    """The mean loss of a small batch of plain arrays without any option, or None: then the general path does it.
+cdef class Quick:
+    """Small batches of plain arrays with few options; None to everything else, which the general path then does.
 
     That path would come to the same kernel with the same problem; this one only asks less on the way. Whatever is not
-    as plain as can be, and every error, is left to it.
+    as plain as can be, and every error, is left to it. The parameters are those of the public functions.
     """
-    cdef fastce_problem record
-    cdef fastce_totals totals
-    cdef fastce_status status
-    cdef PyObject *value
-    cdef Py_ssize_t i
-    cdef int64_t logits_in_all
-    cdef cnp.ndarray x, y
-    cdef int number
-    cdef const char *isa = quick_isa
-    if len(options) != len(quick_defaults) or type(logits) is not cnp.ndarray or type(target) is not cnp.ndarray:
-        return None
-    for i in range(len(quick_defaults)):
-        if <PyObject *>options[i] != <PyObject *>quick_defaults[i]:
+    cdef tuple overrides
+    cdef bytes isa
+    cdef int64_t most_logits[2]
+    cdef int64_t logits_per_row
+
+    def __init__(self, tuple overrides not None, bytes isa not None, int64_t loss_logits, int64_t grad_logits,
+                 int64_t logits_per_row):
+        """Say what is taken for granted: context variables at None, the ISA, and how many float32 logits one thread
+        does on its own, for a loss and for a gradient, where a row counts for some."""
+        self.overrides, self.isa, self.logits_per_row = overrides, isa, logits_per_row
+        self.most_logits[0], self.most_logits[1] = loss_logits, grad_logits
+
+    def loss(self, logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
+             denominator, base, num_threads):
+        """The loss, or None."""
+        cdef fastce_problem record
+        cdef fastce_totals totals
+        if weight is not None or sample_weight is not None or denominator is not None or base is not None:
             return None
-    for i in range(len(quick_overrides)):
-        PyContextVar_Get(quick_overrides[i], NULL, &value)
-        if value == NULL:
+        if not (is_zero(label_smoothing) and is_zero(z_loss) and is_last(axis)):
             return None
-        Py_DECREF(value)
-        if value != <PyObject *>None:
+        if not self.translate(&record, logits, target, ignore_index, reduction, num_threads, FASTCE_LOSS):
             return None
-    x, y = logits, target
-    number = cnp.PyArray_TYPE(x)
-    if cnp.PyArray_NDIM(x) != 2 or cnp.PyArray_NDIM(y) != 1 or cnp.PyArray_DIM(x, 0) != cnp.PyArray_DIM(y, 0):
-        return None
-    if not (number == cnp.NPY_FLOAT or number == cnp.NPY_DOUBLE) or not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(y)):
-        return None
-    logits_in_all = cnp.PyArray_SIZE(x) + cnp.PyArray_DIM(x, 0) * quick_row
-    if cnp.PyArray_SIZE(x) == 0 or logits_in_all * (2 if number == cnp.NPY_DOUBLE else 1) > quick_logits:
-        return None
-    memset(&record, 0, sizeof(fastce_problem))
-    record.output = FASTCE_LOSS
-    record.target_kind = FASTCE_LABELS
-    record.n_axes = 1
-    record.shape = <const int64_t *>cnp.PyArray_DIMS(x)
-    record.n_classes = cnp.PyArray_DIM(x, 1)
-    fill(&record.logits, x, True)
-    fill(&record.target, y, False)
-    record.target_scale = 1
-    record.grad_scale = 1
-    record.has_ignore_index = cnp.PyTypeNum_ISSIGNED(cnp.PyArray_TYPE(y))
-    record.ignore_index = -100
-    with nogil:
-        status = fastce_run(&record, isa, 1, &totals)
-    return totals.loss / totals.weight if status == FASTCE_OK and totals.weight > 0 else None
+        values = None
+        if reduction == "none":
+            values = new_array(1, cnp.PyArray_DIMS(<cnp.ndarray>logits), cnp.PyArray_TYPE(<cnp.ndarray>logits))
+            record.row_values = cnp.PyArray_DATA(<cnp.ndarray>values)
+        if self.run(&record, &totals) != FASTCE_OK:
+            return None
+        return values if values is not None else reduced(reduction, &totals)
+
+    def loss_and_grad(self, logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss,
+                      reduction, denominator, base, grad_output, out, num_threads):
+        """The loss and its gradient, or None; nothing is written then."""
+        cdef fastce_problem record
+        cdef fastce_totals totals
+        cdef cnp.ndarray x, gradient
+        if weight is not None or sample_weight is not None or denominator is not None or base is not None:
+            return None
+        if grad_output is not None or not (is_zero(label_smoothing) and is_zero(z_loss) and is_last(axis)):
+            return None
+        if not self.translate(&record, logits, target, ignore_index, reduction, num_threads, FASTCE_GRAD):
+            return None
+        x = logits
+        if out is None:
+            if not cnp.PyArray_IS_C_CONTIGUOUS(x):
+                return None
+            out = new_array(2, cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x))
+        elif not can_receive(out, x, target):
+            return None
+        gradient = out
+        fill(&record.out, gradient, True)
+        if fastce_scan(&record, 1, &totals) != FASTCE_OK:
+            return None
+        if reduction == "mean":
+            if not totals.weight > 0:
+                return None
+            record.grad_scale = 1 / totals.weight
+        values = None
+        if reduction == "none":
+            values = new_array(1, cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x))
+            record.row_values = cnp.PyArray_DATA(<cnp.ndarray>values)
+        if self.run(&record, &totals) != FASTCE_OK:
+            return None
+        return (values if values is not None else reduced(reduction, &totals)), out
+
+    cdef bint translate(self, fastce_problem *record, logits, target, ignore_index, reduction, num_threads,
+                        fastce_output output) except -1:
+        """Fill the record, but for what is written; False where the call is not plain."""
+        cdef PyObject *value
+        cdef Py_ssize_t i
+        cdef cnp.ndarray x, y
+        cdef int number, bits, overflow = 0
+        cdef int64_t size, index
+        cdef bint signed
+        if type(logits) is not cnp.ndarray or type(target) is not cnp.ndarray or type(reduction) is not str:
+            return False
+        if not (reduction == "mean" or reduction == "sum" or reduction == "none"):
+            return False
+        if not (num_threads is None or (type(num_threads) is int and num_threads > 0)):
+            return False
+        for i in range(len(self.overrides)):
+            PyContextVar_Get(self.overrides[i], NULL, &value)
+            if value == NULL:
+                return False
+            Py_DECREF(value)
+            if value != <PyObject *>None:
+                return False
+        x, y = logits, target
+        number = cnp.PyArray_TYPE(x)
+        if cnp.PyArray_NDIM(x) != 2 or cnp.PyArray_NDIM(y) != 1 or cnp.PyArray_DIM(x, 0) != cnp.PyArray_DIM(y, 0):
+            return False
+        if not (number == cnp.NPY_FLOAT or number == cnp.NPY_DOUBLE):
+            return False
+        if not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(y)) or type(ignore_index) is not int:
+            return False
+        size = cnp.PyArray_SIZE(x)
+        if size == 0:
+            return False
+        size = (size + cnp.PyArray_DIM(x, 0) * self.logits_per_row) * (2 if number == cnp.NPY_DOUBLE else 1)
+        if size > self.most_logits[output == FASTCE_GRAD]:
+            return False
+        index = PyLong_AsLongLongAndOverflow(ignore_index, &overflow)
+        if overflow:
+            return False
+        memset(record, 0, sizeof(fastce_problem))
+        record.output = output
+        record.target_kind = FASTCE_LABELS
+        record.n_axes = 1
+        record.shape = <const int64_t *>cnp.PyArray_DIMS(x)
+        record.n_classes = cnp.PyArray_DIM(x, 1)
+        fill(&record.logits, x, True)
+        fill(&record.target, y, False)
+        record.target_scale = 1
+        record.grad_scale = 1
+        # An index that the dtype of the labels cannot hold equals none of them.
+        bits, signed = 8 * <int>cnp.PyArray_ITEMSIZE(y), cnp.PyTypeNum_ISSIGNED(cnp.PyArray_TYPE(y))
+        record.has_ignore_index = (signed or index >= 0) and (
+            bits == 64 or (index >> (bits - signed)) == (-1 if index < 0 else 0))
+        record.ignore_index = index
+        return True
+
+    cdef fastce_status run(self, const fastce_problem *record, fastce_totals *totals):
+        cdef const char *isa = self.isa
+        cdef fastce_status status
+        with nogil:
+            status = fastce_run(record, isa, 1, totals)
+        return status
+
+
+cdef inline bint is_zero(number):
+    return (type(number) is float and <double>number == 0) or (type(number) is int and number == 0)
+
+
+cdef inline bint is_last(axis):
+    """Whether this is the last of two axes."""
+    return type(axis) is int and (axis == -1 or axis == 1)
+
+
+cdef inline new_array(int n_axes, cnp.npy_intp *shape, int number):
+    return cnp.PyArray_EMPTY(n_axes, shape, number, 0)
+
+
+cdef bint can_receive(out, cnp.ndarray x, cnp.ndarray y) except -1:
+    """Whether an array may receive the gradient: like the logits, and these themselves or apart from all inputs."""
+    cdef cnp.ndarray array
+    if type(out) is not cnp.ndarray:
+        return False
+    array = out
+    if cnp.PyArray_NDIM(array) != 2 or cnp.PyArray_TYPE(array) != cnp.PyArray_TYPE(x):
+        return False
+    if cnp.PyArray_DIM(array, 0) != cnp.PyArray_DIM(x, 0) or cnp.PyArray_DIM(array, 1) != cnp.PyArray_DIM(x, 1):
+        return False
+    if not (cnp.PyArray_ISWRITEABLE(array) and cnp.PyArray_IS_C_CONTIGUOUS(array)):
+        return False
+    return (out is x or are_apart(array, x)) and are_apart(array, y)
+
+
+cdef bint are_apart(cnp.ndarray a, cnp.ndarray b):
+    """Whether the memory from the first to the last element of each array holds none of the other."""
+    cdef char *bounds[4]
+    cdef cnp.ndarray array
+    cdef int which, axis
+    cdef cnp.npy_intp length
+    for which in range(2):
+        array = a if which == 0 else b
+        bounds[2 * which] = <char *>cnp.PyArray_DATA(array)
+        bounds[2 * which + 1] = <char *>cnp.PyArray_DATA(array) + cnp.PyArray_ITEMSIZE(array)
+        for axis in range(cnp.PyArray_NDIM(array)):
+            length = (cnp.PyArray_DIM(array, axis) - 1) * cnp.PyArray_STRIDE(array, axis)
+            bounds[2 * which + (length > 0)] += length
+    return bounds[1] <= bounds[2] or bounds[3] <= bounds[0]
+
+
+cdef inline reduced(reduction, const fastce_totals *totals):
+    """The mean, None where there is nothing to average, or the sum."""
+    if reduction == "sum":
+        return totals.loss
+    return totals.loss / totals.weight if totals.weight > 0 else None
 
 
 def kernel_name(problem not None):
@@ -267,3 +402,27 @@ def abi_version():
 def has_openmp():
     """Whether the core was compiled with OpenMP."""
     return bool(fastce_has_openmp())
+
+
+cdef extern from "flat_call.h" nogil:
+    ctypedef struct flat_result:
+        pass
+
+    void flat_call(const int64_t *words, const char *isa, flat_result *result)
+
+
+cdef bytes flat_isa = b""
+cdef const char *flat_isa_name = NULL
+
+
+cdef void flat_call_here(const int64_t *words, flat_result *result) noexcept nogil:
+    flat_call(words, flat_isa_name, result)
+
+
+def flat_call_address(bytes isa):
+    """The address of `flat_call` without its second argument: the named ISA from now on, the best one for None."""
+    global flat_isa, flat_isa_name
+    if isa is not None:
+        flat_isa = isa
+        flat_isa_name = flat_isa
+    return <size_t>&flat_call_here

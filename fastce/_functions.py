@@ -231,39 +231,21 @@ def cross_entropy(
     Traceback (most recent call last):
     IndexError: target: label 3 at index (1,) is out of range for 3 classes
     """
-    # In the order of the signature, as `_DEFAULTS` are.
-    small: float | None
-    if backend is _pipeline.NUMBA:
-        small = _pipeline.numba_quick.loss(
-            logits,
-            target,
-            num_threads,
-            axis,
-            weight,
-            sample_weight,
-            ignore_index,
-            label_smoothing,
-            z_loss,
-            reduction,
-            denominator,
-            base,
-        )
-    else:
-        small = _pipeline.quick(
-            logits,
-            target,
-            axis,
-            weight,
-            sample_weight,
-            ignore_index,
-            label_smoothing,
-            z_loss,
-            reduction,
-            denominator,
-            base,
-            backend,
-            num_threads,
-        )
+    quick = _pipeline.quick.get(backend, _pipeline.NO_QUICK) if type(backend) is str else _pipeline.NO_QUICK
+    small = quick.loss(
+        logits,
+        target,
+        axis,
+        weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        reduction,
+        denominator,
+        base,
+        num_threads,
+    )
     if small is not None:
         return small
     request = _inputs.loss_request(
@@ -280,15 +262,8 @@ def cross_entropy(
         base=base,
     )
     loss = _pipeline.loss(request, backend, num_threads)
-    _pipeline.settle_quick(_OPTIONS, _DEFAULTS, backend)
+    _pipeline.settle_quick(backend)
     return loss
-
-
-_DEFAULTS = tuple((cross_entropy.__kwdefaults__ or {}).values())
-"""The very objects that omitted options are."""
-
-_OPTIONS = {k: v for k, v in (cross_entropy.__kwdefaults__ or {}).items() if k not in ("backend", "num_threads")}
-"""The same by name, without who computes and on how many threads."""
 
 
 def cross_entropy_with_grad(
@@ -389,24 +364,25 @@ def cross_entropy_with_grad(
     >>> np.round(scaled.astype(np.float32) / 2.0**16 * 1e9, 2)
     array([[-12.29,   6.14,   6.14]], dtype=float32)
     """
-    if backend is _pipeline.NUMBA and grad_output is None:
-        small = _pipeline.numba_quick.loss_and_grad(
-            logits,
-            target,
-            out,
-            num_threads,
-            axis,
-            weight,
-            sample_weight,
-            ignore_index,
-            label_smoothing,
-            z_loss,
-            reduction,
-            denominator,
-            base,
-        )
-        if small is not None and out is not None:
-            return LossAndGrad(small, out)
+    quick = _pipeline.quick.get(backend, _pipeline.NO_QUICK) if type(backend) is str else _pipeline.NO_QUICK
+    small = quick.loss_and_grad(
+        logits,
+        target,
+        axis,
+        weight,
+        sample_weight,
+        ignore_index,
+        label_smoothing,
+        z_loss,
+        reduction,
+        denominator,
+        base,
+        grad_output,
+        out,
+        num_threads,
+    )
+    if small is not None:
+        return LossAndGrad(*small)
     request = _inputs.loss_request(
         logits,
         target,
@@ -424,7 +400,7 @@ def cross_entropy_with_grad(
         out=out,
     )
     both = LossAndGrad(*_pipeline.loss_and_grad(request, backend, num_threads))
-    _pipeline.settle_quick(_OPTIONS, _DEFAULTS, backend)
+    _pipeline.settle_quick(backend)
     return both
 
 

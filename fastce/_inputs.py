@@ -619,7 +619,7 @@ def _class_weight(weight: Any, n_classes: int, name: str = "weight") -> Array:
         raise TypeError(f"{name}: expected real numbers, got {_described(weight, array)}")
     if array.shape != (n_classes,):
         raise ValueError(f"{name}: expected one number for each class, shape {(n_classes,)}, got shape {array.shape}")
-    array = np.ascontiguousarray(array, dtype=np.float64)
+    array = np.require(array, np.float64, ["C", "A"])  # kernels read it as doubles
     wrong = ~((array >= 0) & (array < math.inf))
     if wrong.any():
         k = int(wrong.argmax())

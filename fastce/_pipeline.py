@@ -16,7 +16,7 @@ from fastce._problem import Array, Output, Problem, Statistics, Totals
 from fastce.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from fastce._backends import Implementation
+    from fastce._backends import Implementation, Quick
     from fastce._inputs import Focus, Request
 
 
@@ -68,52 +68,34 @@ class Chosen(NamedTuple):
     """Threads the call might have, before the amount of work was looked at."""
 
 
-def _no_quick(logits: Any, target: Any, *options: Any) -> float | None:
-    return None
-
-
-quick = _no_quick
-"""What `cross_entropy` tries first: the loss of a small plain call, or None. Nothing until the first call has settled
-the environment and loaded the C core, then its own function if it is what "auto" means."""
-
-
-NUMBA = "numba"
-
-
 class _NoQuick:
-    """What `numba_quick` is before the first call that names the Numba backend."""
+    """What does no call at all."""
 
-    def loss(self, logits: Any, target: Any, num_threads: Any, *options: Any) -> float | None:
+    def loss(self, *arguments: Any) -> None:
         return None
 
-    def loss_and_grad(self, logits: Any, target: Any, out: Any, num_threads: Any, *options: Any) -> float | None:
+    def loss_and_grad(self, *arguments: Any) -> None:
         return None
 
 
-numba_quick: Any = _NoQuick()
-"""The same for calls that name the Numba backend, and for their gradients: its `Quick`."""
+NO_QUICK = _NoQuick()
+
+quick: dict[str, Quick] = {}
+"""What `cross_entropy` and its twin try first, by the backend that a call names, "auto" included: what does small plain
+calls. Filled by the first call of each, which has read the environment and loaded the backend."""
 
 
-def settle_quick(options: dict[str, Any], defaults: tuple[Any, ...], backend: str) -> None:
-    """Let small calls with all options at their defaults go straight to the C core, if that is where they would go.
-
-    Those that name the Numba backend go straight there.
-    """
-    global quick, numba_quick
-    if backend is NUMBA and type(numba_quick) is _NoQuick:
-        from fastce._backends import numba
-
-        numba_quick = numba.Quick(options)
-    name = _settings.environment().backend or "auto"
-    if quick is not _no_quick or name not in ("auto", "cython") or _backends.why_not("cython"):
+def settle_quick(backend: str) -> None:
+    """After a call with this ``backend`` has succeeded: let small plain ones like it go straight there."""
+    if backend in quick:
         return
-    from fastce import _core
-    from fastce._backends import cython
-
-    isa = cython.default_isa().encode()
-    most = _threads.most_logits_of_one_thread(Output.LOSS)
-    _core.enable_quick(defaults, _settings.OVERRIDES, isa, most, _threads.LOGITS_PER_ROW)
-    quick = _core.quick
+    name, overrides = backend, _settings.OF_VARIANT
+    if backend == "auto":
+        name, overrides = _settings.environment().backend or "auto", _settings.OVERRIDES
+        if any(variable.get() is not None for variable in overrides):
+            return  # another backend has done it
+    module = _first_available()[1] if name == "auto" else _backends.load(name)
+    quick[backend] = module.quick(overrides) or NO_QUICK
 
 
 def loss(request: Request, backend: str, num_threads: int | None) -> float | Array:

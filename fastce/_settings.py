@@ -39,6 +39,9 @@ class _Context(NamedTuple):
 _context: ContextVar[_Context | None] = ContextVar("fastce_backend", default=None)
 _variant: ContextVar[str | None] = ContextVar("fastce_variant", default=None)
 
+OF_VARIANT: tuple[ContextVar[Any], ...] = (_variant,)
+"""Where this is None, the machine decides alone how a backend that is named does a call."""
+
 OVERRIDES: tuple[ContextVar[Any], ...] = (_context, _variant)
 """Where these are None, the environment and the machine decide alone."""
 

@@ -1,109 +1,99 @@
-# The C API of fastce.h for Cython.
+# The C API of fastce.h for Cython: `from fastce cimport c_api`, then c_api.fastce_cross_entropy(...) and so on.
+#
+# Nothing is linked. A module that uses this takes the functions, when it is imported, from the capsule that
+# fastce._core has for them, whose name carries the version of the ABI: where it is not the one the module was compiled
+# for, the import fails and says so. Compile with fastce.get_include() among the include directories.
 from libc.stdint cimport int32_t, int64_t
 
+from fastce._c_types cimport *
+from fastce._core cimport functions
 
-cdef extern from "fastce.h" nogil:
-    ctypedef enum fastce_status:
-        FASTCE_OK
-        FASTCE_BAD_ROW
-        FASTCE_BAD_ARGUMENT
-        FASTCE_BAD_ISA
-        FASTCE_NO_MEMORY
 
-    ctypedef enum fastce_dtype:
-        FASTCE_F16
-        FASTCE_BF16
-        FASTCE_F32
-        FASTCE_F64
-        FASTCE_BOOL
-        FASTCE_I8
-        FASTCE_I16
-        FASTCE_I32
-        FASTCE_I64
-        FASTCE_U8
-        FASTCE_U16
-        FASTCE_U32
-        FASTCE_U64
+cdef inline int fastce_abi_version() noexcept nogil:
+    return functions.abi_version()
 
-    ctypedef enum fastce_output:
-        FASTCE_LOSS
-        FASTCE_GRAD
-        FASTCE_LSE
-        FASTCE_SOFTMAX
-        FASTCE_LOG_SOFTMAX
-        FASTCE_STATISTICS
 
-    ctypedef enum fastce_target:
-        FASTCE_NO_TARGET
-        FASTCE_LABELS
-        FASTCE_DENSE
-        FASTCE_SPARSE
+cdef inline const char *fastce_status_message(fastce_status status) noexcept nogil:
+    return functions.status_message(status)
 
-    ctypedef enum fastce_kind:
-        FASTCE_LOGITS
 
-    ctypedef struct fastce_array:
-        void *data
-        fastce_dtype dtype
-        int32_t byte_swapped
-        ptrdiff_t class_stride
-        const ptrdiff_t *strides
+cdef inline fastce_status fastce_scan(const fastce_problem *problem, int num_threads,
+                                      fastce_totals *totals) noexcept nogil:
+    return functions.scan(problem, num_threads, totals)
 
-    ctypedef struct fastce_statistics:
-        void *lse
-        void *loss
-        void *entropy
-        int64_t *argmax
-        void *target_probability
-        int64_t *rank
-        void *margin
-        unsigned char *correct
 
-    ctypedef struct fastce_problem:
-        fastce_output output
-        fastce_target target_kind
-        int32_t n_axes
-        const int64_t *shape
-        int64_t n_classes
-        fastce_array logits
-        fastce_array target
-        fastce_array sample_weight
-        fastce_array out
-        fastce_array grad_output
-        double target_scale
-        const double *class_weight
-        const double *class_vector
-        double z_loss
-        double grad_scale
-        int32_t has_ignore_index
-        int64_t ignore_index
-        void *row_values
-        fastce_kind kind
-        double clip
-        double temperature
-        double gamma
-        double positive
-        double negative
-        fastce_array factor
-        fastce_array positive_weight
-        const fastce_statistics *statistics
-        double softcap
-        fastce_array probabilities
-        int64_t n_listed
-        int32_t spread_missing
+cdef inline fastce_status fastce_run(const fastce_problem *problem, const char *isa, int num_threads,
+                                     fastce_totals *totals) noexcept nogil:
+    return functions.run(problem, isa, num_threads, totals)
 
-    ctypedef struct fastce_totals:
-        int64_t bad_row
-        double loss
-        double weight
 
-    int fastce_abi_version()
-    const char *fastce_status_message(fastce_status status)
-    fastce_status fastce_scan(const fastce_problem *problem, int num_threads, fastce_totals *totals)
-    fastce_status fastce_run(const fastce_problem *problem, const char *isa, int num_threads, fastce_totals *totals)
-    const char *const *fastce_isa_names()
-    int fastce_isa_runs(const char *isa)
-    const char *const *fastce_cpu_feature_names()
-    int fastce_cpu_has(const char *feature)
-    const char *fastce_kernel_name(const fastce_problem *problem)
-    int fastce_has_openmp()
+cdef inline const char *const *fastce_isa_names() noexcept nogil:
+    return functions.isa_names()
+
+
+cdef inline int fastce_isa_runs(const char *isa) noexcept nogil:
+    return functions.isa_runs(isa)
+
+
+cdef inline const char *const *fastce_cpu_feature_names() noexcept nogil:
+    return functions.cpu_feature_names()
+
+
+cdef inline int fastce_cpu_has(const char *feature) noexcept nogil:
+    return functions.cpu_has(feature)
+
+
+cdef inline const char *fastce_kernel_name(const fastce_problem *problem) noexcept nogil:
+    return functions.kernel_name(problem)
+
+
+cdef inline int fastce_has_openmp() noexcept nogil:
+    return functions.has_openmp()
+
+
+cdef inline fastce_status fastce_cross_entropy(fastce_matrix logits, fastce_column labels,
+                                               const fastce_options *options, int num_threads,
+                                               fastce_result *result) noexcept nogil:
+    return functions.cross_entropy(logits, labels, options, num_threads, result)
+
+
+cdef inline fastce_status fastce_cross_entropy_with_grad(fastce_matrix logits, fastce_column labels,
+                                                         const fastce_options *options, fastce_matrix grad,
+                                                         int num_threads, fastce_result *result) noexcept nogil:
+    return functions.cross_entropy_with_grad(logits, labels, options, grad, num_threads, result)
+
+
+cdef inline fastce_status fastce_dense_cross_entropy(fastce_matrix logits, fastce_matrix target,
+                                                     const fastce_options *options, int num_threads,
+                                                     fastce_result *result) noexcept nogil:
+    return functions.dense_cross_entropy(logits, target, options, num_threads, result)
+
+
+cdef inline fastce_status fastce_dense_cross_entropy_with_grad(fastce_matrix logits, fastce_matrix target,
+                                                               const fastce_options *options, fastce_matrix grad,
+                                                               int num_threads, fastce_result *result) noexcept nogil:
+    return functions.dense_cross_entropy_with_grad(logits, target, options, grad, num_threads, result)
+
+
+cdef inline fastce_status fastce_binary_cross_entropy(fastce_matrix logits, fastce_matrix target,
+                                                      const fastce_options *options, int num_threads,
+                                                      fastce_result *result) noexcept nogil:
+    return functions.binary_cross_entropy(logits, target, options, num_threads, result)
+
+
+cdef inline fastce_status fastce_binary_cross_entropy_with_grad(fastce_matrix logits, fastce_matrix target,
+                                                                const fastce_options *options, fastce_matrix grad,
+                                                                int num_threads, fastce_result *result) noexcept nogil:
+    return functions.binary_cross_entropy_with_grad(logits, target, options, grad, num_threads, result)
+
+
+cdef inline fastce_status fastce_softmax(fastce_matrix logits, fastce_matrix out, int num_threads) noexcept nogil:
+    return functions.softmax(logits, out, num_threads)
+
+
+cdef inline fastce_status fastce_log_softmax(fastce_matrix logits, fastce_matrix out, int num_threads) noexcept nogil:
+    return functions.log_softmax(logits, out, num_threads)
+
+
+cdef inline fastce_status fastce_logsumexp(fastce_matrix logits, void *lse, int num_threads) noexcept nogil:
+    return functions.logsumexp(logits, lse, num_threads)

@@ -1,5 +1,6 @@
-/* The public functions: checks the record, plans the call, walks its rows in chunks on threads, adds what they leave.
- * No arithmetic on logits, no ISA. */
+/* The public functions over the record: plans a call that check.c accepts, walks its rows in chunks on threads, adds what
+ * they leave. No arithmetic on logits, no ISA. */
+#include "check.h"
 #include "convert.h"
 #include "core.h"
 #include "isa.h"
@@ -11,7 +12,6 @@
 #include <string.h>
 
 enum {
-    MAX_AXES = 64,
     /* A unit of scheduling is long beside its overhead and short beside the call; a row costs LOGITS_PER_ROW more. */
     CHUNKS = 128,
     LOGITS_PER_ROW = 10,
@@ -29,9 +29,14 @@ const char *fastce_status_message(fastce_status status) {
     static const char *const message[FASTCE_STATUS_COUNT] = {
         [FASTCE_OK] = "success",
         [FASTCE_BAD_ROW] = "a label, sample weight or dense target is not acceptable",
-        [FASTCE_BAD_ARGUMENT] = "a field of the problem is out of its range",
+        [FASTCE_BAD_ARGUMENT] = "a number or a choice is out of its range, or does not go with the others",
         [FASTCE_BAD_ISA] = "unknown instruction set, or one that this processor cannot run",
         [FASTCE_NO_MEMORY] = "out of memory",
+        [FASTCE_BAD_POINTER] = "a pointer is NULL where something is needed, or is not aligned",
+        [FASTCE_BAD_DTYPE] = "a dtype is unknown, or not for this array",
+        [FASTCE_BAD_SIZE] = "a size is negative, zero where it may not be, too large, or unlike another",
+        [FASTCE_BAD_STRIDE] = "strides reach beyond the address space, or elements of an output share memory",
+        [FASTCE_BAD_OVERLAP] = "an output shares memory with another array",
     };
     return (unsigned)status < FASTCE_STATUS_COUNT ? message[status] : "unknown status";
 }
@@ -45,23 +50,22 @@ typedef struct walk {
     int64_t n_rows;
 } walk;
 
-static bool plan_walk(const fastce_problem *q, walk *w) {
+static void plan_walk(const fastce_problem *q, int64_t n_rows, walk *w) {
     const fastce_array *array[ARRAY_COUNT] = {&q->logits,      &q->target, &q->sample_weight,  &q->out,
                                               &q->grad_output, &q->factor, &q->positive_weight};
     if (q->target_kind == FASTCE_SPARSE) array[BESIDE] = &q->probabilities;
     w->n_axes = 0;
-    w->n_rows = 1;
+    w->n_rows = n_rows;
     for (int a = 0; a < ARRAY_COUNT; a++) w->data[a] = array[a]->data;
     for (int i = 0; i < q->n_axes; i++) {
         int64_t length = q->shape[i];
-        if (length < 0 || __builtin_mul_overflow(w->n_rows, length, &w->n_rows)) return false;
         if (length == 1) continue;
         int last = w->n_axes - 1;
         bool join = last >= 0;
         for (int a = 0; a < ARRAY_COUNT; a++) {
-            ptrdiff_t stride = array[a]->data ? array[a]->strides[i] : 0;
+            ptrdiff_t stride = array[a]->data ? array[a]->strides[i] : 0, over;
             w->stride[a][w->n_axes] = stride;
-            join = join && w->stride[a][last] == stride * (ptrdiff_t)length;
+            join = join && !__builtin_mul_overflow(stride, length, &over) && w->stride[a][last] == over;
         }
         if (join) {
             w->shape[last] *= length;
@@ -75,7 +79,6 @@ static bool plan_walk(const fastce_problem *q, walk *w) {
         w->shape[0] = 1;
         for (int a = 0; a < ARRAY_COUNT; a++) w->stride[a][0] = 0;
     }
-    return true;
 }
 
 /* Points at the arrays' elements of a row; returns how many rows follow it, itself included, on the last axis. */
@@ -240,7 +243,7 @@ static void visit_chunk(void *context, int64_t chunk, int worker) {
     int64_t value_size = q->logits.dtype == FASTCE_F64 ? 8 : 4;
     ptrdiff_t step[ARRAY_COUNT];
     for (int a = 0; a < ARRAY_COUNT; a++) step[a] = w->stride[a][w->n_axes - 1];
-    chunk_state state = {.total = {.bad_row = -1}};
+    chunk_state state = {.total = {.bad_row = -1}, .first_row = row};
 
     run u;
     u.step = step;
@@ -286,51 +289,6 @@ static void total(const partial *p, int64_t count, fastce_totals *totals) {
     totals->weight = isfinite(sums.weight) ? sums.weight + sums.weight_lost : sums.weight;
 }
 
-static bool array_is_valid(const fastce_array *a, bool floating, bool required) {
-    if (!a->data) return !required;
-    return (unsigned)a->dtype < FASTCE_DTYPE_COUNT && (!floating || dtype_is_floating(a->dtype));
-}
-
-static bool is_element_wise(const fastce_problem *q) { return q->kind >= FASTCE_BINARY_LOGITS; }
-
-static bool kind_is_valid(const fastce_problem *q) {
-    bool divergence = q->kind == FASTCE_KL || q->kind == FASTCE_JS, teacher = q->kind == FASTCE_TEACHER;
-    if ((unsigned)q->kind >= FASTCE_KIND_COUNT) return false;
-    if (q->kind == FASTCE_LOGITS) {
-        const bool given = q->softcap != 0 || (q->temperature != 0 && q->temperature != 1);
-        const bool valid = q->temperature >= 0 && isfinite(q->temperature) && q->softcap >= 0 && isfinite(q->softcap);
-        if (given && (!valid || (q->output != FASTCE_LOSS && q->output != FASTCE_GRAD))) return false;
-        return !q->factor.data && !q->positive_weight.data;
-    }
-    if (q->target_kind == FASTCE_SPARSE) return false;
-    if (q->output != FASTCE_LOSS && (q->output != FASTCE_GRAD || divergence)) return false;
-    if (is_element_wise(q) && q->n_classes != 1) return false;
-    if (teacher && !(dtype_is_floating(q->target.dtype) && q->temperature > 0 && isfinite(q->temperature)))
-        return false;
-    return q->target_kind == FASTCE_DENSE || !(is_element_wise(q) || divergence || teacher);
-}
-
-static bool problem_is_valid(const fastce_problem *q) {
-    bool statistics = q->output == FASTCE_STATISTICS;
-    bool writes = q->output != FASTCE_LOSS && q->output != FASTCE_LSE && !statistics;
-    bool has_target = q->target_kind != FASTCE_NO_TARGET;
-    bool wants_target = q->output == FASTCE_LOSS || q->output == FASTCE_GRAD || (statistics && has_target);
-    if ((unsigned)q->output >= FASTCE_OUTPUT_COUNT || (unsigned)q->target_kind >= FASTCE_TARGET_COUNT) return false;
-    if (!kind_is_valid(q)) return false;
-    if (q->output == FASTCE_LSE && !q->row_values) return false;
-    const bool sparse = q->target_kind == FASTCE_SPARSE;
-    if (statistics && (!q->statistics || q->target_kind == FASTCE_DENSE || sparse)) return false;
-    if (sparse && (q->n_listed < 0 || !array_is_valid(&q->probabilities, false, true))) return false;
-    if (has_target != wants_target || q->n_axes < 0 || q->n_axes > MAX_AXES || q->n_classes < 0) return false;
-    if (!array_is_valid(&q->logits, true, true) || !array_is_valid(&q->target, false, has_target) ||
-        !array_is_valid(&q->sample_weight, false, false) || !array_is_valid(&q->out, true, writes) ||
-        !array_is_valid(&q->grad_output, false, false) || !array_is_valid(&q->factor, false, false) ||
-        !array_is_valid(&q->positive_weight, false, false))
-        return false;
-    bool label_dtype = q->target.dtype >= FASTCE_I8 && q->target.dtype <= FASTCE_U64;
-    return (q->target_kind != FASTCE_LABELS && !sparse) || label_dtype;
-}
-
 static bool is_divided(const fastce_problem *q) {
     return q->kind == FASTCE_LOGITS && q->temperature != 0 && q->temperature != 1;
 }
@@ -350,7 +308,8 @@ static bool takes_lanes(const fastce_problem *q) {
 }
 
 const char *fastce_kernel_name(const fastce_problem *q) {
-    if (!problem_is_valid(q)) return "none";
+    int64_t n_rows;
+    if (check_problem(q, &n_rows) != FASTCE_OK) return "none";
     if (is_element_wise(q)) return "vectors of elements";
     if (q->kind == FASTCE_TEACHER) return "rows of logits and a teacher's";
     if (q->kind != FASTCE_LOGITS) return "rows of probabilities";
@@ -436,20 +395,17 @@ static int64_t rows_of_chunk(int64_t n_rows, int64_t n_classes) {
 
 static size_t round_up(size_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
 
-static fastce_status carry_out(const fastce_problem *q, const isa *isa, bool scan, int num_threads,
+static fastce_status visit_all(const fastce_problem *q, int64_t n_rows, const isa *isa, bool scan, int num_threads,
                                fastce_totals *totals) {
     call c; /* not cleared: the walk has room for many axes */
     c.scan = scan;
     c.scratch_bytes = 0;
-    *totals = (fastce_totals){.bad_row = -1};
-    if (!problem_is_valid(q) || !plan_walk(q, &c.walk)) return FASTCE_BAD_ARGUMENT;
-    if (c.walk.n_rows == 0) return FASTCE_OK;
-    if (q->n_classes == 0) return FASTCE_BAD_ARGUMENT;
+    plan_walk(q, n_rows, &c.walk);
     plan_task(q, &c.walk, &c.task);
     c.kernels = q->logits.dtype == FASTCE_F64 ? isa->f64 : isa->f32;
     if (!scan) c.scratch_bytes = round_up(c.kernels->scratch_bytes(&c.task));
 
-    int64_t n_rows = c.walk.n_rows, classes = q->n_classes;
+    int64_t classes = q->n_classes;
     c.chunk_rows = rows_of_chunk(n_rows, classes);
     if (c.chunk_rows < n_rows / MAX_CHUNKS) c.chunk_rows = n_rows / MAX_CHUNKS + 1;
     int64_t n_chunks = (n_rows + c.chunk_rows - 1) / c.chunk_rows;
@@ -473,12 +429,28 @@ static fastce_status carry_out(const fastce_problem *q, const isa *isa, bool sca
     return totals->bad_row < 0 ? FASTCE_OK : FASTCE_BAD_ROW;
 }
 
+/* Whether a bad row would leave traces of the rows before it. */
+static bool writes_rows(const fastce_problem *q) { return q->output != FASTCE_LOSS || q->row_values; }
+
+static fastce_status carry_out(const fastce_problem *q, const isa *isa, bool scan, int num_threads,
+                               fastce_totals *totals) {
+    int64_t n_rows;
+    if (!totals || (uintptr_t)totals % sizeof(double)) return FASTCE_BAD_POINTER;
+    *totals = (fastce_totals){.bad_row = -1};
+    fastce_status status = isa ? check_problem(q, &n_rows) : FASTCE_BAD_ISA;
+    if (status != FASTCE_OK || n_rows == 0) return status;
+    bool may_be_bad = q->target_kind != FASTCE_NO_TARGET || q->sample_weight.data;
+    if (!scan && !q->scanned && may_be_bad && writes_rows(q)) {
+        status = visit_all(q, n_rows, isa, true, num_threads, totals);
+        if (status != FASTCE_OK) return status;
+    }
+    return visit_all(q, n_rows, isa, scan, num_threads, totals);
+}
+
 fastce_status fastce_scan(const fastce_problem *q, int num_threads, fastce_totals *totals) {
     return carry_out(q, find_isa(NULL), true, num_threads, totals);
 }
 
 fastce_status fastce_run(const fastce_problem *q, const char *isa_name, int num_threads, fastce_totals *totals) {
-    const isa *found = find_isa(isa_name);
-    if (!found) return FASTCE_BAD_ISA;
-    return carry_out(q, found, false, num_threads, totals);
+    return carry_out(q, find_isa(isa_name), false, num_threads, totals);
 }

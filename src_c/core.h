@@ -89,13 +89,18 @@ typedef struct outgoing {
     double factor, constant, at_label;
 } outgoing;
 
-/* What the visits of a chunk hand on: its sums, losses lane by lane; and what the one before has not sent yet, from one
- * of two buffers of the scratch, while the other fills. */
+/* What the visits of a chunk hand on: its sums, losses lane by lane, those of the last rows apart while their block of
+ * VISIT_ROWS is not complete; and what the one before has not sent yet, from one of two buffers of the scratch, while the
+ * other fills. */
 enum { MOST_LANES = 16 };
 
 typedef struct chunk_state {
-    partial total; /* without loss */
+    partial total;     /* without loss */
+    int64_t first_row; /* of the chunk */
+    int64_t block;     /* the one that is open, counted from first_row */
+    bool open;
     double loss[MOST_LANES], lost[MOST_LANES];
+    double open_loss[MOST_LANES], open_lost[MOST_LANES];
     outgoing outgoing;
     int filling;
 } chunk_state;

@@ -5,7 +5,8 @@
 
 #include "core.h"
 
-#if defined(__x86_64__)
+#if defined(FASTCE_ISAS) /* a list of the build's own: fewer, for what compiles the core again and again */
+#elif defined(__x86_64__)
 #define FASTCE_ISAS(X) X(avx512) X(avx2) X(portable)
 #elif defined(__aarch64__)
 #define FASTCE_ISAS(X) X(neon) X(portable)

@@ -16,9 +16,16 @@ __attribute__((constructor)) static void watch_forks(void) { pthread_atfork(NULL
 
 int fastce_has_openmp(void) { return 1; }
 
+/* OpenMP ends the process where it cannot make the threads it is asked for. */
+enum { MOST_THREADS = 64 };
+
 int usable_threads(int64_t count, int num_threads) {
-    if (forked || num_threads < 1) return 1;
-    return count < num_threads ? (count < 1 ? 1 : (int)count) : num_threads;
+    if (forked || num_threads < 2 || count < 2) return 1;
+    if (num_threads > MOST_THREADS) {
+        int processors = omp_get_num_procs(), most = processors > MOST_THREADS ? processors : MOST_THREADS;
+        if (num_threads > most) num_threads = most;
+    }
+    return count < num_threads ? (int)count : num_threads;
 }
 #else
 int fastce_has_openmp(void) { return 0; }

@@ -48,9 +48,10 @@ def test_the_c_tests_have_the_same_limits() -> None:
     assert found == limits
 
 
-def check(found: list[functions.Found]) -> None:
+def check(found: list[functions.Found], names: tuple[str, ...] = functions.NAMES) -> None:
     limits = {name: row["limit"] for name, row in table.read()["functions"].items()}
-    assert {f.function for f in found} == set(limits)
+    assert set(functions.NAMES) == set(limits)
+    assert {f.function for f in found} == set(names)
     assert [f for f in found if not f.figure.ulp <= limits[f.function]] == []
 
 
@@ -60,6 +61,11 @@ def test_exponential_and_logarithm() -> None:
     found = functions.native_every(EVERY)
     check(found)
     assert [f.isa for f in found] == expected_isas() * 2 * len(functions.NAMES)
+
+
+@pytest.mark.skipif(not functions.has_numba(), reason="needs Numba")
+def test_exponential_and_logarithm_of_numba() -> None:
+    check(functions.numba_every(EVERY), functions.OF_NUMBA)
 
 
 @pytest.mark.skipif(not functions.can_emulate_neon(), reason="needs a compiler for 64-bit ARM and its emulator")

@@ -37,7 +37,7 @@ def test_modules_have_the_functions_of_the_protocol() -> None:
         for name, function in inspect.getmembers(_backends.Implementation, inspect.isfunction)
         if not name.startswith("_")
     }
-    assert set(wanted) == {"scan", "run", "variants", "describe", "config"}
+    assert set(wanted) == {"scan", "run", "quick", "variants", "describe", "config"}
     for backend in VARIANTS:
         module = _backends.load(backend)
         for name, parameters in wanted.items():

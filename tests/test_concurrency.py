@@ -9,7 +9,8 @@ import asyncio
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from matrix import ENGINES, Engine
 LAYERS = ["default", "omp", "workqueue"]
 
 
-def run_child(script: str, layer: str) -> None:
+def run_child(script: str, layer: str, *arguments: str) -> None:
     """Run a script of this folder with one of Numba's threading layers."""
     env = os.environ | ({} if layer == "default" else {"NUMBA_THREADING_LAYER": layer})
-    command = [sys.executable, "-X", "faulthandler", str(Path(__file__).with_name(script))]
+    command = [sys.executable, "-X", "faulthandler", str(Path(__file__).with_name(script)), *arguments]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert done.stdout == "done\n"
@@ -61,6 +62,21 @@ def test_16_threads_in_every_backend_at_once(layer: str) -> None:
 def test_forked_children(layer: str) -> None:
     """A forked child, its threads and its own child, after the parent used every backend, and while it does."""
     run_child("child_fork.py", layer)
+
+
+def test_labels_that_change_during_the_call(engine: Engine) -> None:
+    """Another thread writes labels that are far out of range: an IndexError or a number, and no access they lead to."""
+    run_child("child_changing_labels.py", "default", engine.backend, engine.variant)
+
+
+def test_a_pool_of_processes(engine: Engine, rng: np.random.Generator) -> None:
+    """Workers of concurrent.futures, forked where that is the default, after this process used the engine."""
+    x, y = cases.normal(rng, (3000, 50), np.float32), cases.labels(rng, 3000, 50)
+    want = engine.cross_entropy(x, y, num_threads=2)
+    with ProcessPoolExecutor(2) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads
+        jobs = [pool.submit(engine.cross_entropy, x, y, num_threads=2) for _ in range(4)]
+        assert [job.result(timeout=120) for job in jobs] == [want] * 4
 
 
 def test_asyncio_tasks(engine: Engine, rng: np.random.Generator) -> None:

@@ -196,7 +196,6 @@ def test_reductions(engine: Engine, dtype: DType, rng: np.random.Generator) -> N
     assert (none.grad == 0).all()
 
 
-@pytest.mark.parametrize("dtype", [np.dtype(np.float16), np.dtype(np.float32)], ids=str)
 def test_layouts(engine: Engine, dtype: DType, rng: np.random.Generator) -> None:
     """Logits, teacher, weights and out in any layout."""
     for n_classes in (5, 37):

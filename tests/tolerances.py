@@ -1,7 +1,6 @@
 """The published accuracy: how far from the oracle each result may be. The only place where that is worked out.
 
-The limits in ULP are those of `accuracy/table.json`, and below those of what is not measured there; what is allowed on
-top of them is written here.
+The limits in ULP are those of `accuracy/table.json`; what is allowed on top of them is written here.
 
 ULP is a unit in the last place of the exact value, in the dtype of the arithmetic (float32, or float64 for float64
 logits). Where some x_k - m is not exact in that dtype, the rounding of x_k - m (half a ULP of it, relative, in
@@ -28,13 +27,9 @@ from oracle import Answer, Rows, Wide
 
 Array = npt.NDArray[Any]
 
-TABLE = Path(__file__).resolve().parent.parent / "accuracy" / "table.json"
-ULPS: dict[str, float] = {
-    name: row["limit"] for name, row in json.loads(TABLE.read_text(encoding="utf-8"))["results"].items()
-} | {"entropy": 4}
-
-FOCAL_EXPONENT_ULPS = 5
-"""Of E in a focal loss' factor exp(-E): E is gamma, rounded, times a softplus, itself a loss, rounded."""
+TABLE = json.loads((Path(__file__).resolve().parent.parent / "accuracy" / "table.json").read_text(encoding="utf-8"))
+ULPS: dict[str, float] = {name: row["limit"] for name, row in TABLE["results"].items()}
+FOCAL_EXPONENT_ULPS: float = TABLE["allowed"]["focal exponent"]["limit"]
 
 
 class Format(NamedTuple):
@@ -161,7 +156,19 @@ def log_probabilities(rows: Rows, dtype: np.dtype[Any], ulps: Mapping[str, float
     return ulps["log probability"] * real.ulp(log_p) + _doubts(rows, real)[1][:, None]
 
 
-def entropies(rows: Rows, dtype: np.dtype[Any]) -> Array:
+def statistics(rows: Rows, label: Array, dtype: np.dtype[Any], ulps: Mapping[str, float] = ULPS) -> dict[str, Array]:
+    """Bounds on what row_statistics tells that is not exact, of rows with these labels."""
+    own = {name: ulps[f"statistics {name}"] for name in ("lse", "loss", "entropy", "probability")}
+    share = probabilities(rows, dtype, own)[np.arange(len(label)), label]
+    return {
+        "lse": lse(rows, dtype, own),
+        "loss": losses(rows, dtype, own),
+        "entropy": entropies(rows, dtype, own),
+        "target_probability": np.where(rows.finite, share, Wide(0)),
+    }
+
+
+def entropies(rows: Rows, dtype: np.dtype[Any], ulps: Mapping[str, float]) -> Array:
     """Of the sum of p_k (-log p_k).
 
     An error of exp(x_k - m) moves it by p_k (log p_k + entropy), and p_k more if it is lost.
@@ -171,10 +178,12 @@ def entropies(rows: Rows, dtype: np.dtype[Any]) -> Array:
         parts = np.where(rows.p > 0, rows.p * rows.log_p, Wide(0))
         entropy = -parts.sum(-1)
         moved = (np.abs(parts + rows.p * entropy[:, None]) * each + rows.p * each * each).sum(-1)
-    return ULPS["entropy"] * arithmetic(dtype).ulp(entropy) + np.where(rows.finite, moved, Wide(0))
+    return ulps["entropy"] * arithmetic(dtype).ulp(entropy) + np.where(rows.finite, moved, Wide(0))
 
 
-def distillation(rows: Rows, teacher: Rows, temperature: float, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+def distillation(
+    rows: Rows, teacher: Rows, temperature: float, dtype: np.dtype[Any], ulps: Mapping[str, float] = ULPS
+) -> tuple[Array, Array]:
     """Bounds on the loss and the gradient by x/T of rows of x/T, whose measure is the softmax of the teacher's t/T.
 
     Where 1/T is not exact, its rounding and that of its product are allowed like that of a difference, of which nothing
@@ -199,9 +208,9 @@ def distillation(rows: Rows, teacher: Rows, temperature: float, dtype: np.dtype[
         distance = (q * gap).sum(-1)
         pulled = (q * np.abs(gap - distance[:, None]) * of_teacher).sum(-1)
         of_p, of_q = (p * each).sum(-1), (q * of_teacher).sum(-1)
-        loss = ULPS["loss"] * real.ulp(rows.loss) + of_p + pulled
+        loss = ulps["distillation loss"] * real.ulp(rows.loss) + of_p + pulled
         loss = loss + np.where(inexact, roundings * real.half_eps * distance, Wide(0))
-        slope = ULPS["gradient"] * real.ulp(np.maximum(p, q))
+        slope = ulps["distillation gradient"] * real.ulp(np.maximum(p, q))
         slope = slope + p * (each + of_p[:, None]) + q * (of_teacher + of_q[:, None])
         return np.where(np.isfinite(loss), loss, Wide(0)), slope
 

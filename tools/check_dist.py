@@ -14,20 +14,32 @@ from pathlib import Path
 
 IN_BOTH = [
     "fastce/__init__.py",
-    "fastce/c_api.pxd",
+    *("fastce/c_api.pxd", "fastce/_c_types.pxd", "fastce/_core.pxd"),
     "fastce/_core.pyi",
     "fastce/py.typed",
-    "fastce/include/fastce.h",
+    *("fastce/include/fastce.h", "fastce/include/fastce_functions.h"),
+    *("fastce/share/pkgconfig/fastce.pc", "fastce/share/cmake/fastce/fastce-config.cmake"),
     "fastce/data/digits_logits.npy",
     "fastce/data/digits_labels.npy",
     "fastce/data/README.md",
 ]
 IN_SDIST = [
     *IN_BOTH,
-    *("LICENSE", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "setup.py", ".ci/run"),
+    *(
+        "LICENSE",
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "Makefile",
+        "pyproject.toml",
+        "setup.py",
+        ".ci/run",
+    ),
     *("fastce/_core.pyx", "src_c/api.c", "tests/oracle.py", "bench/cases.py", "tools/check_dist.py"),
-    *("accuracy/table.json", "accuracy/sweep.c", "docs/accuracy.md"),
+    *("accuracy/table.json", "accuracy/sweep.c", "docs/accuracy.md", "docs/numba.md"),
 ]
+LIBRARY = "fastce/libfastce.so" if sys.platform != "darwin" else "fastce/libfastce.dylib"
 PROGRAM = "import fastce; print(fastce.__file__, fastce.cross_entropy([[1.0, 2.0]], [1], backend='cython'))"
 
 
@@ -40,7 +52,7 @@ def main(folder: Path) -> None:
             in_wheel = set(archive.namelist())
             archive.extractall(site)
         missing = [f"sdist: {name}" for name in IN_SDIST if name not in in_sdist]
-        missing += [f"wheel: {name}" for name in IN_BOTH if name not in in_wheel]
+        missing += [f"wheel: {name}" for name in [*IN_BOTH, LIBRARY] if name not in in_wheel]
         surplus = [f"sdist: {name}" for name in in_sdist if name.endswith((".so", ".o", "_core.c"))]
         surplus += [f"wheel: {name}" for name in in_wheel if name.endswith((".c", ".pyx", ".o"))]
         if missing or surplus:

@@ -14,7 +14,9 @@ from fastce._backends import _numba_forks  # noqa: F401  forks are watched befor
 from fastce.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from fastce._problem import Problem, Totals
+    from contextvars import ContextVar
+
+    from fastce._problem import Array, Problem, Totals
 
 
 class Plan(NamedTuple):
@@ -25,6 +27,50 @@ class Plan(NamedTuple):
     kernel: str
     num_threads: int | None = None
     """Where a variant does not use what it is given."""
+
+
+class Quick(Protocol):
+    """Small plain calls, done with fewer questions: the same results as on the general path, or None for "not here".
+
+    The parameters are those of `cross_entropy` and `cross_entropy_with_grad` in their order, without ``backend``. None
+    is the answer to every call that is not as plain as can be, to errors too, and nothing has been written then.
+    """
+
+    def loss(
+        self,
+        logits: Any,
+        target: Any,
+        axis: Any,
+        weight: Any,
+        sample_weight: Any,
+        ignore_index: Any,
+        label_smoothing: Any,
+        z_loss: Any,
+        reduction: Any,
+        denominator: Any,
+        base: Any,
+        num_threads: Any,
+    ) -> float | Array | None:
+        """Return the loss."""
+
+    def loss_and_grad(
+        self,
+        logits: Any,
+        target: Any,
+        axis: Any,
+        weight: Any,
+        sample_weight: Any,
+        ignore_index: Any,
+        label_smoothing: Any,
+        z_loss: Any,
+        reduction: Any,
+        denominator: Any,
+        base: Any,
+        grad_output: Any,
+        out: Any,
+        num_threads: Any,
+    ) -> tuple[float | Array, Array] | None:
+        """Return the loss and its gradient."""
 
 
 class Implementation(Protocol):
@@ -41,6 +87,9 @@ class Implementation(Protocol):
 
     def describe(self, problem: Problem, num_threads: int) -> Plan:
         """Return what this problem would get, computing nothing."""
+
+    def quick(self, overrides: tuple[ContextVar[Any], ...]) -> Quick | None:
+        """Return what does small plain calls while these are None, if there is such a thing."""
 
     def config(self) -> dict[str, Any]:
         """Return versions and the like, for `fastce.show_config`."""

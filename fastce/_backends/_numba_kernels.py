@@ -8,12 +8,14 @@ _numba_tile.py. An argument of `kernel` that is None takes the code that would u
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from numba import njit, prange
+from numba import prange
 
 from fastce._backends import _numba_tile as vector
-from fastce._backends._numba_tile import LABELS, SCRATCH_BYTES, SHARED_BYTES
+from fastce._backends._numba_lanes import Memory, Struct, Value, loop, traced, when
+from fastce._backends._numba_tile import SCRATCH_BYTES, SHARED_BYTES
 
 
 def tasks(
@@ -81,10 +83,7 @@ def kernel(
             bad = min(bad, vector.first_bad(call, tile, n))
             vector.add_weights(call, tile, n)
             if x is not None:
-                if out is not None:
-                    measure(call, tile, n, x, dense, q, out, across, shifted, 1)
-                else:
-                    measure(call, tile, n, x, dense, q, out, across, shifted, None)
+                measure(call, tile, n, x, dense, q, out, across, shifted)
                 vector.put_values(call, tile, n, x)
             if out is not None:
                 output(call, tile, n, x, dense, q, out, logarithm, across, shifted)
@@ -96,64 +95,94 @@ def kernel(
         vector.end_task(call)
 
 
-@njit(inline="always")
-def finish(call: Any, tile: Any, n: Any, q: Any, gradient: Any, shifted: Any) -> None:
-    """Make the values of rows that went through their maximum."""
-    if q is None:
-        alone = 1.0 if call.start[LABELS] == 0 else 0.0
-        for i in range(n):
-            tile.mass[i] = alone
-            tile.pull[i] = tile.top[i] if call.lse else 0.0
-    vector.finish(call, tile, n, gradient, shifted)
-
-
-@njit(inline="always")
+@traced
 def measure(
-    call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, out: Any, across: Any, shifted: Any, gradient: Any
+    call: Struct,
+    tile: Struct,
+    n: Value,
+    x: Memory,
+    dense: Memory | None,
+    q: Memory | None,
+    out: Memory | None,
+    across: Value | None,
+    shifted: Value | None,
 ) -> None:
     """Sweep the classes of a tile, and make of it the values of its rows."""
+
+    def by_maximum() -> None:
+        vector.get_labels.here(call, tile, n, x, q)
+        vector.tile_sums.here(call, tile, n, x, dense, q, shifted)
+
+    def finish() -> None:
+        """Make the values of rows that went through their maximum."""
+        if q is None:
+            vector.no_measure(call, tile, n)
+        vector.finish.here(call, tile, n, gradient, shifted)
+
+    def again() -> None:
+        if across is not None:
+            by_maximum()
+        finish()
+
+    gradient = None if out is None else 1
     if across is None:
-        vector.get_labels(call, tile, n, x, q)
-        for i in range(n):
-            if tile.sample[i] > 0.0:
-                vector.row_sums(call, tile, i, x, dense, q, out, shifted)
+        vector.get_labels.here(call, tile, n, x, q)
+        each_row(tile, n, lambda i: vector.row_sums.here(call, tile, i, x, dense, q, out, shifted))
     elif shifted is None:
-        vector.get_labels(call, tile, n, x, q)
-        vector.tile_sums(call, tile, n, x, dense, q, shifted)
+        by_maximum()
     else:
-        vector.few_sums(call, tile, n, x, out)
+        vector.few_sums.here(call, tile, n, x, out)
     if shifted is None:
-        finish(call, tile, n, q, gradient, shifted)
-    else:
-        unsound = vector.find_unsound(tile, n, x, across)
-        vector.finish_shifted(call, tile, n, x, gradient)
-        if unsound > 0:
-            if across is not None:
-                vector.get_labels(call, tile, n, x, q)
-                vector.tile_sums(call, tile, n, x, dense, q, shifted)
-            finish(call, tile, n, q, gradient, shifted)
+        finish()
+        return
+    unsound = vector.find_unsound.here(tile, n, x, across)
+    vector.finish_shifted.here(call, tile, n, x, gradient)
+    when(unsound > 0, (), again)
 
 
-@njit(inline="always")
+def each_row(
+    tile: Struct, n: Value, kept: Callable[[Value], None], ignored: Callable[[Value], None] | None = None
+) -> None:
+    """Do something for each row of a tile that is not ignored, and something else for those that are."""
+
+    def row(i: Value) -> None:
+        live = tile.sample[i] > 0.0
+        when(live, (), lambda: kept(i))
+        if ignored is not None:
+            when(~live, (), lambda: ignored(i))
+
+    loop(0, n, 1, (), row)
+
+
+@traced
 def output(
-    call: Any, tile: Any, n: Any, x: Any, dense: Any, q: Any, out: Any, logarithm: Any, across: Any, shifted: Any
+    call: Struct,
+    tile: Struct,
+    n: Value,
+    x: Memory,
+    dense: Memory | None,
+    q: Memory | None,
+    out: Memory,
+    logarithm: Value | None,
+    across: Value | None,
+    shifted: Value | None,
 ) -> None:
     """Write the output of a tile."""
+    if shifted is not None:
+        vector.see_off.here(call, tile, x, out)
     if across is None:
         if shifted is not None:
-            vector.see_off(call, tile, x, out)
-            vector.start_leaving(call, tile, n, x, out)
-        for i in range(n):
-            if tile.sample[i] > 0.0:
-                vector.row_output(call, tile, i, x, dense, q, out, logarithm, shifted)
-            else:
-                vector.clear_row(call, tile, i, out)
-        if shifted is not None:
-            vector.end_leaving(call, tile, n, x, out)
+            vector.start_leaving.here(call, tile, n, x, out)
+        each_row(
+            tile,
+            n,
+            lambda i: vector.row_output.here(call, tile, i, x, dense, q, out, logarithm, shifted),
+            lambda i: vector.clear_row.here(call, tile, i, out),
+        )
     elif shifted is not None:
-        vector.see_off(call, tile, x, out)
-        vector.few_output(call, tile, n, x, out)
-        vector.end_leaving(call, tile, n, x, out)
+        vector.few_output.here(call, tile, n, x, out)
     else:
-        vector.tile_output(call, tile, n, x, dense, q, out, logarithm)
-        vector.put_labels(call, tile, n, out)
+        vector.tile_output.here(call, tile, n, x, dense, q, out, logarithm)
+        vector.put_labels.here(call, tile, n, out)
+    if shifted is not None:
+        vector.end_leaving.here(call, tile, n, x, out)

@@ -54,7 +54,7 @@ def _unbox_stream(stream: Stream, obj: Any, c: Any) -> NativeValue:
 
 
 State = tuple["Value", ...]
-"""What a loop carries from one turn to the next; empty from code without results, so that it can be a loop's body."""
+"""What a loop carries from one turn to the next; a body without results may also return None."""
 
 
 class ArrayAddress(types.Type):
@@ -91,6 +91,23 @@ def _unbox_address(kind: ArrayAddress, obj: Any, c: Any) -> NativeValue:
     return NativeValue(c.builder.select(missing, _INT64(0), address))
 
 
+def _constant(kind: ir.Type, number: float) -> ir.Constant:
+    """Return a number, or a vector of equal ones."""
+    return _spelled_constant(kind, float(number).hex() if _is_floating(kind) else int(number))
+
+
+@functools.cache
+def _spelled_constant(kind: ir.Type, number: str | int) -> ir.Constant:
+    """Make each constant once: to write its text takes longer than most instructions."""
+    if isinstance(kind, ir.VectorType):
+        return ir.Constant(kind, [_spelled_constant(kind.element, number)] * kind.count)
+    return ir.Constant(kind, float.fromhex(number) if isinstance(number, str) else number)
+
+
+def _is_floating(kind: ir.Type) -> bool:
+    return not isinstance(kind.element if isinstance(kind, ir.VectorType) else kind, ir.IntType)
+
+
 class Value:
     """A number or vector while code is written: Python's operators append LLVM's instructions.
 
@@ -113,7 +130,7 @@ class Value:
 
     @property
     def floating(self) -> bool:
-        return not isinstance(self.element, ir.IntType)
+        return _is_floating(self.ir.type)
 
     @property
     def real(self) -> str:
@@ -123,8 +140,7 @@ class Value:
         """Return a constant of this one's type."""
         if isinstance(number, Value):
             return number
-        scalar = ir.Constant(self.element, float(number) if self.floating else int(number))
-        return Value(self.builder, scalar if self.count is None else ir.Constant(self.ir.type, [scalar] * self.count))
+        return Value(self.builder, _constant(self.ir.type, number))
 
     def _binary(self, floating: str, integer: str, other: Value | float) -> Value:
         emit = getattr(self.builder, floating if self.floating else integer)
@@ -431,8 +447,7 @@ class Memory:
 
     def constant(self, number: float) -> Value:
         """Return a vector of equal elements."""
-        real = _REALS[self.stream.real]
-        return Value(self.builder, ir.Constant(real, number)).splat(self.lanes)
+        return Value(self.builder, _constant(ir.VectorType(_REALS[self.stream.real], self.lanes), number))
 
     def load(self, address: Value, live: Value | None = None, fill: float = 0.0, lanes: int | None = None) -> Value:
         """Return the vector at an address; of its elements only the first ``live`` are read, the rest is ``fill``."""
@@ -537,8 +552,19 @@ class Struct:
         Items(self.address + self.record.offset(name), self.record.typeof(name))[0] = value
 
 
-def loop(start: Value | int, stop: Value, step: int, state: State, body: Callable[..., State]) -> State:
-    """Write ``for i in range(start, stop, step): state = body(i, *state)``; return the last state."""
+def loop(
+    start: Value | int,
+    stop: Value,
+    step: int,
+    state: State,
+    body: Callable[..., State | None],
+    *,
+    short: bool = False,
+) -> State:
+    """Write ``for i in range(start, stop, step): state = body(i, *state)``; return the last state.
+
+    A ``short`` body is one of so few instructions that LLVM should unroll it.
+    """
     builder = stop.builder
     before, head = builder.block, builder.append_basic_block("head")
     inside, after = builder.append_basic_block("body"), builder.append_basic_block("after")
@@ -550,21 +576,31 @@ def loop(start: Value | int, stop: Value, step: int, state: State, body: Callabl
     index, *current = (Value(builder, phi) for phi in phis)
     builder.cbranch((index < stop).ir, inside, after)
     builder.position_at_end(inside)
-    following = (index + step, *body(index, *current))
+    following = (index + step, *(body(index, *current) or ()))
     for phi, value in zip(phis, following, strict=True):
         phi.add_incoming(value.ir, builder.block)
-    builder.branch(head)
+    backwards = builder.branch(head)
+    if not short:
+        _leave_as_written(builder.module, backwards)
     builder.position_at_end(after)
     return tuple(current)
 
 
-def when(condition: Value, state: State, body: Callable[..., State]) -> State:
+def _leave_as_written(module: ir.Module, backwards: ir.Instruction) -> None:
+    """Have LLVM neither unroll nor vectorise a loop: it takes long, and bodies are as wide here as they should be."""
+    identity = ir.MDValue(module, [], name=str(len(module.metadata)))
+    options = [["llvm.loop.unroll.disable"], ["llvm.loop.vectorize.enable", ir.IntType(1)(0)]]
+    identity.operands = (identity, *(module.add_metadata(option) for option in options))
+    backwards.set_metadata("llvm.loop", identity)
+
+
+def when(condition: Value, state: State, body: Callable[..., State | None]) -> State:
     """Write ``if condition: state = body(*state)``; return the state."""
     builder = condition.builder
     before, inside, after = builder.block, builder.append_basic_block("when"), builder.append_basic_block("after")
     builder.cbranch(condition.ir, inside, after)
     builder.position_at_end(inside)
-    changed, end = body(*state), builder.block
+    changed, end = body(*state) or (), builder.block
     builder.branch(after)
     builder.position_at_end(after)
     merged = []
@@ -622,17 +658,19 @@ def traced(function: Callable[..., Any]) -> Any:
     """Make a Python function over Values callable from Numba code, where it writes its instructions in place.
 
     It gets a Value for each number, a Memory for each Stream, a Struct for each record, an int for each literal and
-    None for None, and returns a number or None.
+    None for None, and returns a number or None. Another such function writes it in place by ``name.here(...)``.
     """
+    own = inspect.signature(function)
 
     @functools.cache
-    def result_type(arguments: tuple[types.Type, ...], context: Any) -> types.Type:
+    def result_type(arguments: tuple[types.Type, ...], context: Any) -> Any:
+        if own.return_annotation in (None, "None"):
+            return types.none
         # Written once into a module that is thrown away, to learn the type of the result.
         inputs = [context.get_value_type(argument) for argument in arguments]
         draft = ir.Function(ir.Module(), ir.FunctionType(ir.VoidType(), inputs), name="draft")
         builder = ir.IRBuilder(draft.append_basic_block())
-        found = function(*_wrap(context, builder, arguments, draft.args))
-        return types.none if found is None else _numba_type(found)
+        return _numba_type(function(*_wrap(context, builder, arguments, draft.args)))
 
     def define(typing_context: Any, *arguments: types.Type) -> Any:
         from numba.core.registry import cpu_target
@@ -644,12 +682,13 @@ def traced(function: Callable[..., Any]) -> Any:
         return result_type(arguments, cpu_target.target_context)(*arguments), write
 
     # Numba binds arguments by the signature, and cannot where it says *arguments.
-    own = inspect.signature(function)
     first = inspect.Parameter("typing_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     define.__signature__ = own.replace(parameters=[first, *own.parameters.values()])  # type: ignore[attr-defined]
     define.__name__ = function.__name__
     define.__doc__ = function.__doc__
-    return intrinsic(prefer_literal=True)(define)
+    callable_from_numba = intrinsic(prefer_literal=True)(define)
+    callable_from_numba.here = function
+    return callable_from_numba
 
 
 def _wrap(context: Any, builder: ir.IRBuilder, arguments: tuple[types.Type, ...], values: Any) -> list[Any]:

@@ -34,7 +34,7 @@ _EXP = {
     # What adding rounds to an integer, and leaves it with the exponent's bias in the lowest bits; the exponent's
     # place; log(2) in two parts; the smallest argument, whose result is 0, and the
     # largest, whose result is infinite; (exp(r) - 1 - r)/r^2 on |r| <= log(2)/2
-    # by mpmath.chebyfit, to 8e-9 (float32) and 1.3e-17 (float64) of exp(r), highest power first.
+    # by mpmath.chebyfit to 8e-9 of exp(r) (float32) and as in the C core's real_f64.h, highest power first.
     "f4": (
         1.5 * 2**23 + 127,
         23,
@@ -50,16 +50,16 @@ _EXP = {
         -709.0,
         709.4,
         (
-            2.51003854955103191e-8,
-            2.76200884454097482e-7,
-            2.75572684599970648e-6,
-            2.48015212959543751e-5,
-            1.98412698630536169e-4,
-            1.38888889172137169e-3,
-            8.33333333333006183e-3,
-            4.16666666666241279e-2,
-            1.66666666666666675e-1,
-            0.5,
+            2.5100569275813683e-08,
+            2.762032742826824e-07,
+            2.75572680728901e-06,
+            2.4801520792572694e-05,
+            0.00019841269863303223,
+            0.0013888888917538296,
+            0.008333333333330011,
+            0.04166666666662348,
+            0.16666666666666669,
+            0.5000000000000001,
         ),
     ),
 }

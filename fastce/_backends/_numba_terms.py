@@ -42,7 +42,6 @@ from fastce._backends._numba_math import (
     log1p,
     no_sum,
     smaller,
-    split,
     sum_of_lanes,
 )
 from fastce._backends._numba_tile import (
@@ -413,10 +412,10 @@ def finish(call: Struct, tile: Struct, n: Value, x: Memory, q: Memory | None, ou
 
 def add_to_block(tile: Struct, which: int, total: Sum) -> None:
     """Add a sum of some lanes to the block's losses (0) or weights (1)."""
+    while total[0].count != GROUP:
+        (a, b), (c, d) = (part.halves() for part in total)
+        total = accumulate((a, c + d), b)
     for part in total:
-        while part.count != GROUP:
-            a, b = part.halves()
-            part = a + b
         vector.add_to_sums(tile, which, part)
 
 
@@ -620,7 +619,7 @@ def tile_losses(
         return vectors[0] if parts == 1 else vectors[0].join(vectors[1])
 
     def some(i: Value, live: Value | None, flags: Value, *sums: Value) -> State:
-        losses, weights = split(sums, x)
+        losses, weights = sums[:2], sums[2:]
         loaded = {operand: load(operand, i, live) for operand in places}
         for memory, place in places.values():
             memory.prefetch(place + i * (memory.step * (x.lanes // memory.lanes)) + AHEAD)
@@ -645,12 +644,13 @@ def tile_losses(
         return flags, *accumulate(losses, kept.to("f8")), *weights
 
     vectors, rest = n // x.lanes, n % x.lanes
-    state = x.constant(0.0), *(no_sum(x, across=True) * 2)
+    # Where a tile ends goes by the layout of every array, so that what rounding drops is kept in float32 too.
+    nothing = x.constant(0.0).to("f8")
+    state: State = (x.constant(0.0), *(nothing,) * 4)
     state = loop(0, vectors, 1, state, lambda i, *state: some(i, None, *state))
     flags, *sums = when(rest > 0, state, lambda *state: some(vectors, rest, *state))
-    losses, weights = split(tuple(sums), x)
-    add_to_block(tile, 0, losses)
-    add_to_block(tile, 1, weights)
+    add_to_block(tile, 0, tuple(sums[:2]))
+    add_to_block(tile, 1, tuple(sums[2:]))
     if sample is None:
         tile.sums[2 * GROUP] = tile.sums[2 * GROUP] + n.number("f8")
     return any_lane(flags > 0.0)

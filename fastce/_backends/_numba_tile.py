@@ -227,7 +227,7 @@ def copy_elements(size: int, lanes: int, to: Value, to_stride: Value, source: Va
         return body
 
     loop(0, whole, lanes, (), move(lanes))
-    loop(whole, n, 1, (), move(None))
+    loop(whole, n, 1, (), move(None), short=True)
 
 
 def side_by_side(memory: Memory, source: Value, stride: Value, n: Value, buffer: Value) -> Value:
@@ -854,8 +854,6 @@ def finish_shifted(call: Struct, tile: Struct, n: Value, x: Memory, gradient: in
             put("lowered", select(lower, zero + LOWERED[x.real], 1.0))
             put("factor", select(lower, factor * (1 / LOWERED[x.real]), factor))
             put("at_label", factor * r.to("f8") * -1.0)
-        if x.real == "f4":  # which float64 adds up with hardly a rounding
-            return low, total[0] + value
         return low, *accumulate(total, value)
 
     def add_up() -> State:
@@ -863,7 +861,7 @@ def finish_shifted(call: Struct, tile: Struct, n: Value, x: Memory, gradient: in
             add_to_sums(tile, 0, part)
         return ()
 
-    low, *total = loop(0, n, GROUP, (zero.bits(), zero) if x.real == "f4" else (zero.bits(), zero, zero), rows)
+    low, *total = loop(0, n, GROUP, (zero.bits(), zero, zero), rows)
     tile.any_lowered = low.reduce(lambda a, b: a | b)
     when(tile.any_unsound.equals(0), (), add_up)
 
@@ -913,6 +911,19 @@ def finish(call: Struct, tile: Struct, n: Value, gradient: int | None, shifted: 
         put("at_top", scale * inverse)
         put("at_top_z", scale * push * inverse)
         return ()
+
+    loop(0, n, GROUP, (), rows)
+
+
+def no_measure(call: Struct, tile: Struct, n: Value) -> None:
+    """Write what `finish` takes from a sweep with a target, where there was none: as if all of it were at no class."""
+    unlabelled = call.start[LABELS].equals(0).number("f8", signed=False).splat(GROUP)
+    nothing = unlabelled.like(0.0)
+
+    def rows(i: Value) -> None:
+        tile.mass.at(i).write(unlabelled)
+        top = tile.top.at(i).read_like(nothing)
+        tile.pull.at(i).write(select(call.lse.splat(GROUP) > 0, top, nothing))
 
     loop(0, n, GROUP, (), rows)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+from contextvars import ContextVar
 from typing import Any
 
-from fastce import _core, _settings
-from fastce._backends import Plan
-from fastce._problem import Problem, Totals
+from fastce import _core, _settings, _threads
+from fastce._backends import Plan, Quick
+from fastce._problem import Output, Problem, Totals
 
 
 def scan(problem: Problem, num_threads: int) -> Totals:
@@ -51,6 +52,12 @@ def default_isa() -> str:
 def describe(problem: Problem, num_threads: int) -> Plan:
     """Return the ISA and the kernel that a problem gets."""
     return Plan(isa(), _core.kernel_name(problem), None if _core.has_openmp() else 1)
+
+
+def quick(overrides: tuple[ContextVar[Any], ...]) -> Quick:
+    """Return what does small plain calls, on the ISA that is in use where none is forced."""
+    loss, grad = (_threads.most_logits_of_one_thread(output) for output in (Output.LOSS, Output.GRAD))
+    return _core.Quick(overrides, default_isa().encode(), loss, grad, _threads.LOGITS_PER_ROW)
 
 
 def config() -> dict[str, Any]:

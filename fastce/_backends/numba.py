@@ -8,10 +8,11 @@ inside (workqueue) or when used in a forked child (omp). The kernels are in _num
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-import operator
 import threading
 from collections import defaultdict
+from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar
 
 import llvmlite.binding
@@ -20,7 +21,7 @@ import numpy as np
 from numba.core import types
 
 from fastce import _dtypes, _inputs, _settings
-from fastce._backends import Plan, _numba_cache, _numba_forks, _numba_kernels, _numba_rows, _numba_terms
+from fastce._backends import Plan, Quick, _numba_cache, _numba_forks, _numba_kernels, _numba_rows, _numba_terms
 from fastce._backends._numba_lanes import ArrayAddress, RecordAddress, Stream
 from fastce._backends._numba_terms import ELEMENTS, Terms
 from fastce._backends._numba_tile import (
@@ -136,6 +137,7 @@ MOST_PLANS = 1000
 
 def _do(p: Problem, num_threads: int, *, checking: bool) -> Totals:
     """Do a problem, or only check its rows."""
+    p = _with_usual_operands(p)
     plan = _plan_of(p, checking)
     grad_output, sample_weight = _row_weights(p)
     logits, out, values, dense_weight, class_vector = None, None, None, None, None
@@ -163,42 +165,87 @@ def _do(p: Problem, num_threads: int, *, checking: bool) -> Totals:
     )
 
 
-class Quick:
-    """Small plain calls, of the same dtypes, shapes and strides as one before: validated then, done here at once.
+def quick(overrides: tuple[ContextVar[Any], ...]) -> Quick:
+    """Return what does small plain calls."""
+    return _Quick(overrides)
 
-    Whatever is not as plain as can be, and every error, gets None: then the general path does it.
-    """
 
-    def __init__(self, defaults: dict[str, Any]) -> None:
-        self._options = defaults
+class _Quick:
+    """Small plain calls, of the same dtypes, shapes and strides as one before: validated then, done here at once."""
+
+    def __init__(self, overrides: tuple[ContextVar[Any], ...]) -> None:
+        self._overrides = overrides
         self._tasks = _tasks(parallel=False)
-        self._defaults = tuple(defaults.values())
         self._losses: dict[Any, _Plan | None] = {}
         self._gradients: dict[Any, tuple[_Plan, _Plan] | None] = {}
 
-    def loss(self, logits: Any, target: Any, num_threads: Any, *options: Any) -> float | None:
-        """Return the mean loss, or None; ``options`` are in the order of the defaults."""
-        if type(logits) is not np.ndarray or type(target) is not np.ndarray:
+    def loss(
+        self,
+        logits: Any,
+        target: Any,
+        axis: Any,
+        weight: Any,
+        sample_weight: Any,
+        ignore_index: Any,
+        label_smoothing: Any,
+        z_loss: Any,
+        reduction: Any,
+        denominator: Any,
+        base: Any,
+        num_threads: Any,
+    ) -> float | None:
+        """Return the mean or the sum of the losses, or None."""
+        if weight is not None or sample_weight is not None or denominator is not None or base is not None:
             return None
-        if not self._plain(num_threads, options):
+        if type(logits) is not np.ndarray or type(target) is not np.ndarray or type(reduction) is not str:
             return None
-        key = logits.shape, logits.strides, logits.dtype, target.strides, target.dtype, target.shape
+        if reduction not in ("mean", "sum"):
+            return None
+        if not self._plain(axis, ignore_index, label_smoothing, z_loss, num_threads):
+            return None
+        key = logits.shape, logits.strides, logits.dtype, target.strides, target.dtype, target.shape, ignore_index
         try:
             plan = self._losses[key]
         except KeyError:
             plan = self._learn_loss(key, logits, target)
         if plan is None:
             return None
-        bad, loss, weight = _visit(self._tasks, plan, None, 1, logits, target, *_PLAIN)
-        return loss / weight if bad == plan.n_rows and weight > 0 else None
+        bad, loss, total = _visit(self._tasks, plan, None, 1, logits, target, *_PLAIN)
+        if bad < plan.n_rows:
+            return None
+        return loss if reduction == "sum" else loss / total if total > 0 else None
 
-    def loss_and_grad(self, logits: Any, target: Any, out: Any, num_threads: Any, *options: Any) -> float | None:
-        """Return the mean loss and write its gradient, or return None."""
-        if type(logits) is not np.ndarray or type(target) is not np.ndarray or type(out) is not np.ndarray:
+    def loss_and_grad(
+        self,
+        logits: Any,
+        target: Any,
+        axis: Any,
+        weight: Any,
+        sample_weight: Any,
+        ignore_index: Any,
+        label_smoothing: Any,
+        z_loss: Any,
+        reduction: Any,
+        denominator: Any,
+        base: Any,
+        grad_output: Any,
+        out: Any,
+        num_threads: Any,
+    ) -> tuple[float, Array] | None:
+        """Return the mean loss and its gradient, or None."""
+        if weight is not None or sample_weight is not None or denominator is not None or base is not None:
             return None
-        if not self._plain(num_threads, options):
+        if type(logits) is not np.ndarray or type(target) is not np.ndarray or type(reduction) is not str:
             return None
-        inputs = logits.shape, logits.strides, logits.dtype, target.strides, target.dtype, target.shape
+        if reduction != "mean" or grad_output is not None:
+            return None
+        if not self._plain(axis, ignore_index, label_smoothing, z_loss, num_threads):
+            return None
+        if out is None and logits.dtype.isnative:
+            out = np.empty_like(logits)
+        if type(out) is not np.ndarray:
+            return None
+        inputs = logits.shape, logits.strides, logits.dtype, target.strides, target.dtype, target.shape, ignore_index
         key = *inputs, out.strides, out.dtype, out.shape
         try:
             plans = self._gradients[key]
@@ -209,27 +256,43 @@ class Quick:
         if (out is not logits and np.may_share_memory(out, logits)) or np.may_share_memory(out, target):
             return None
         scan, plan = plans
-        bad, loss, weight = _visit(self._tasks, plan, scan, 1, logits, target, None, None, None, out, *_PLAIN[4:])
-        return loss / weight if bad == plan.n_rows and weight > 0 else None
+        bad, loss, total = _visit(self._tasks, plan, scan, 1, logits, target, None, None, None, out, *_PLAIN[4:])
+        return (loss / total, out) if bad == plan.n_rows and total > 0 else None
 
-    def _plain(self, num_threads: Any, options: tuple[Any, ...]) -> bool:
-        """Tell whether all options are left out, but for the number of threads, of which such calls get one."""
-        if num_threads is not None and not (type(num_threads) is int and num_threads > 0):
+    def _plain(self, axis: Any, ignore_index: Any, label_smoothing: Any, z_loss: Any, num_threads: Any) -> bool:
+        """Tell whether options are at their defaults, but for the number of threads, of which such calls get one."""
+        for variable in self._overrides:
+            if variable.get() is not None:
+                return False
+        if type(axis) is not int or axis != -1 or type(ignore_index) is not int:
             return False
-        return _settings.current_variant() is None and all(map(operator.is_, options, self._defaults))
+        if type(label_smoothing) is not float or label_smoothing or type(z_loss) is not float or z_loss:
+            return False
+        return num_threads is None or (type(num_threads) is int and num_threads > 0)
 
     def _learn_loss(self, key: Any, logits: Array, target: Array) -> _Plan | None:
-        request = _inputs.loss_request(logits, target, **self._options)
+        request = _inputs.loss_request(logits, target, ignore_index=key[6], **_DEFAULTS)
         plan = _plan_of(request.problem, checking=False) if _is_small(request.problem) else None
         return _remember(self._losses, key, plan)
 
     def _learn_gradient(self, key: Any, logits: Array, target: Array, out: Array) -> tuple[_Plan, _Plan] | None:
-        request = _inputs.loss_request(logits, target, gradient=True, out=out, **self._options)
+        request = _inputs.loss_request(logits, target, ignore_index=key[6], gradient=True, out=out, **_DEFAULTS)
         plans = None
         if _is_small(request.problem):
             plans = _plan_of(request.problem, checking=True), _plan_of(request.problem, checking=False)
         return _remember(self._gradients, key, plans)
 
+
+_DEFAULTS: dict[str, Any] = {
+    "axis": -1,
+    "weight": None,
+    "sample_weight": None,
+    "label_smoothing": 0.0,
+    "reduction": "mean",
+    "denominator": None,
+    "base": None,
+}
+"""The options of a plain call."""
 
 _PLAIN = None, None, None, None, None, None, None, None, None, None, 1.0, 0.0, 1.0
 """The arguments of a visit that follow the labels."""
@@ -540,6 +603,35 @@ def _code(array: Array) -> str:
     dtype = array.dtype
     kind = "bf" if _dtypes.name_of(dtype) == "bfloat16" else dtype.kind
     return f"{'' if dtype.isnative else '>'}{kind}{dtype.itemsize}"
+
+
+def _with_usual_operands(p: Problem) -> Problem:
+    """Return the problem with its small targets and weights in dtypes that kernels are at hand for.
+
+    A kernel for each dtype of each operand takes longer to compile than any small array to copy.
+    """
+    usual = {name: _usual(getattr(p, name), p) for name in _OPERANDS}
+    changed: dict[str, Any] = {name: array for name, array in usual.items() if array is not getattr(p, name)}
+    return dataclasses.replace(p, **changed) if changed else p
+
+
+_OPERANDS = "dense", "sample_weight", "grad_output", "factor", "positive_weight"
+
+SMALL = 1 << 16
+"""Elements of a target or weight that may be copied."""
+
+
+def _usual(array: Array | None, p: Problem) -> Array | None:
+    """Return a target or weights, copied where they are small and of another dtype than logits' or the arithmetics'."""
+    if array is None or (array.dtype.isnative and (array.dtype.char in "fd" or array.dtype == p.logits.dtype)):
+        return array
+    once = array[tuple(slice(1 if stride == 0 else None) for stride in array.strides)]
+    if once.size > SMALL:
+        return array
+    # As the kernels read them: targets in the arithmetic's dtype, weights that float32 does not hold as float64.
+    wanted = np.dtype(np.float64) if array is not p.dense and array.itemsize == 8 else p.real
+    with np.errstate(all="ignore"):
+        return np.broadcast_to(once.astype(wanted), array.shape)
 
 
 def _row_weights(p: Problem) -> tuple[Array | None, Array | None]:

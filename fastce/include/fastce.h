@@ -1,18 +1,23 @@
 /* fastce: stable softmax cross entropy and its relatives over large batches, as plain C.
  *
- * One record describes a call, two functions carry it out. Every function takes its thread count, keeps no state and
- * leaves no allocation behind. Python is one client of this header. The mathematics is in the documentation of
- * fastce.cross_entropy; a target measure q stands for labels, class weights, label smoothing and dense targets alike. */
+ * Two levels. The functions for matrices, at the end, do the common cases in one call each. Below them one record
+ * describes any call, over any number of axes, and two functions carry it out. Every function takes its thread count
+ * (results do not depend on it), keeps no state, leaves no allocation behind, checks its arguments and returns a status;
+ * where that is not FASTCE_OK, no array was written. Python is one client of this header. The mathematics is in the
+ * documentation of fastce.cross_entropy; a target measure q stands for labels, class weights, label smoothing and dense
+ * targets alike. */
 #ifndef FASTCE_H
 #define FASTCE_H
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
+/* Changes where a program that was compiled with another version of this header would no longer run. */
 #define FASTCE_ABI_VERSION 1
 
 #if defined(__GNUC__)
@@ -24,9 +29,14 @@ extern "C" {
 typedef enum fastce_status {
     FASTCE_OK = 0,
     FASTCE_BAD_ROW = 1,      /* totals.bad_row names the first row with an unacceptable label, weight or target */
-    FASTCE_BAD_ARGUMENT = 2, /* a field of the record is out of its range */
+    FASTCE_BAD_ARGUMENT = 2, /* a number or a choice is out of its range, or does not go with the others */
     FASTCE_BAD_ISA = 3,      /* unknown, or this processor cannot run it */
     FASTCE_NO_MEMORY = 4,
+    FASTCE_BAD_POINTER = 5, /* NULL where something is needed, or not aligned where the type is fixed */
+    FASTCE_BAD_DTYPE = 6,   /* unknown, or not for this array */
+    FASTCE_BAD_SIZE = 7,    /* negative, no classes, or more than 64 bits count */
+    FASTCE_BAD_STRIDE = 8,  /* reaches beyond the address space, or elements of an output share memory */
+    FASTCE_BAD_OVERLAP = 9, /* an output shares memory with another array; only logits may be overwritten, as a whole */
     FASTCE_STATUS_COUNT
 } fastce_status;
 
@@ -83,7 +93,8 @@ typedef enum fastce_kind {
 } fastce_kind;
 
 /* An array seen through the positions of the problem: data is NULL where there is none. Strides are in bytes and may be
- * zero or negative; class_stride is not read for arrays without a class axis. */
+ * zero (but for outputs) or negative; elements need no alignment. class_stride is not read for arrays without a class
+ * axis. */
 typedef struct fastce_array {
     void *data;
     fastce_dtype dtype;
@@ -145,6 +156,8 @@ typedef struct fastce_problem {
     fastce_array probabilities; /* of SPARSE: any dtype, the class axis n_listed long, as that of target is */
     int64_t n_listed;
     int32_t spread_missing;
+    int32_t
+        scanned; /* 1 where fastce_scan has accepted these arrays: fastce_run need not look at them before it writes */
 } fastce_problem;
 
 typedef struct fastce_totals {
@@ -159,8 +172,9 @@ FASTCE_API const char *fastce_status_message(fastce_status status);
 /* Checks labels, sample weights and dense targets and totals the weights; reads no logits, writes no array. */
 FASTCE_API fastce_status fastce_scan(const fastce_problem *problem, int num_threads, fastce_totals *totals);
 
-/* Carries the problem out on the named ISA, or on the best one where isa is NULL. Rows are checked as they are met: to
- * have nothing written where a row is bad, scan first. */
+/* Carries the problem out on the named ISA, or on the best one where isa is NULL. Rows are checked before anything is
+ * written, unless `scanned` says that they were, and again as they are met: labels that another thread changes meanwhile
+ * are reported, late, and never used. */
 FASTCE_API fastce_status fastce_run(const fastce_problem *problem, const char *isa, int num_threads,
                                     fastce_totals *totals);
 
@@ -177,6 +191,141 @@ FASTCE_API const char *fastce_kernel_name(const fastce_problem *problem);
 
 /* 1 where the library was compiled with OpenMP, else every call runs on the calling thread. */
 FASTCE_API int fastce_has_openmp(void);
+
+/* A problem with nothing but the factors that are 1 unless something else is asked for. */
+static inline fastce_problem fastce_new_problem(void) {
+    fastce_problem problem;
+    memset(&problem, 0, sizeof problem);
+    problem.target_scale = problem.grad_scale = problem.temperature = problem.positive = problem.negative = 1;
+    return problem;
+}
+
+/* --- the common cases: matrices of rows and classes ------------------------------------------------------------------ */
+
+/* Element (i, k) lies at data + i * row_stride + k * class_stride. Strides are in bytes and may be zero (but for outputs)
+ * or negative. */
+typedef struct fastce_matrix {
+    void *data;
+    fastce_dtype dtype;
+    int64_t n_rows, n_classes;
+    ptrdiff_t row_stride, class_stride;
+} fastce_matrix;
+
+/* One number a row, at data + i * stride; data is NULL where there is none. */
+typedef struct fastce_column {
+    void *data;
+    fastce_dtype dtype;
+    ptrdiff_t stride;
+} fastce_column;
+
+/* The bytes of an element; 0 for an unknown dtype. */
+static inline int fastce_dtype_size(fastce_dtype dtype) {
+    switch (dtype) {
+    case FASTCE_BOOL:
+    case FASTCE_I8:
+    case FASTCE_U8:
+        return 1;
+    case FASTCE_F16:
+    case FASTCE_BF16:
+    case FASTCE_I16:
+    case FASTCE_U16:
+        return 2;
+    case FASTCE_F32:
+    case FASTCE_I32:
+    case FASTCE_U32:
+        return 4;
+    case FASTCE_F64:
+    case FASTCE_I64:
+    case FASTCE_U64:
+        return 8;
+    default:
+        return 0;
+    }
+}
+
+/* Pointers are taken, not what they point to: an output need not have been written before. */
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
+#define FASTCE_POINTER_ONLY __attribute__((access(none, 1)))
+#else
+#define FASTCE_POINTER_ONLY
+#endif
+
+/* A matrix whose rows follow one another in memory, and a column whose numbers do. */
+FASTCE_POINTER_ONLY static inline fastce_matrix fastce_matrix_of(const void *data, fastce_dtype dtype, int64_t n_rows,
+                                                                 int64_t n_classes) {
+    fastce_matrix matrix;
+    matrix.data = (void *)(uintptr_t)data;
+    matrix.dtype = dtype;
+    matrix.n_rows = n_rows;
+    matrix.n_classes = n_classes;
+    matrix.class_stride = fastce_dtype_size(dtype);
+    matrix.row_stride = (ptrdiff_t)((uint64_t)n_classes * (uint64_t)matrix.class_stride);
+    return matrix;
+}
+
+FASTCE_POINTER_ONLY static inline fastce_column fastce_column_of(const void *data, fastce_dtype dtype) {
+    fastce_column column;
+    column.data = (void *)(uintptr_t)data;
+    column.dtype = dtype;
+    column.stride = fastce_dtype_size(dtype);
+    return column;
+}
+
+typedef enum fastce_reduction { FASTCE_MEAN = 0, FASTCE_SUM, FASTCE_REDUCTION_COUNT } fastce_reduction;
+
+/* All zero is no option; so is NULL in place of the record. */
+typedef struct fastce_options {
+    fastce_reduction reduction;  /* what result.loss is, and what the gradient is the gradient of */
+    double denominator;          /* what MEAN divides by in place of its own, where > 0 */
+    double label_smoothing;      /* in [0, 1]; a binary target moves towards 1/2 */
+    double z_loss;               /* >= 0; not for binary cross entropy */
+    const double *class_weight;  /* n_classes numbers, finite and >= 0, or NULL */
+    const double *pos_weight;    /* the same, for binary cross entropy only */
+    fastce_column sample_weight; /* any dtype, finite and >= 0; a row of weight 0 is ignored */
+    fastce_column grad_output;   /* any dtype; multiplies the gradient of each row */
+    int32_t has_ignore_index;    /* for labels: those that equal ignore_index are of ignored rows */
+    int64_t ignore_index;
+    void
+        *losses; /* receives the losses, contiguous: one a row (one an element for binary cross entropy), double for F64
+                     logits, else float; or NULL */
+} fastce_options;
+
+/* Written where the status is FASTCE_OK; bad_row alone where it is FASTCE_BAD_ROW. */
+typedef struct fastce_result {
+    double loss;        /* NaN where a mean has nothing to average */
+    double denominator; /* of MEAN: sum of the weights of the rows (or elements); 1 of SUM */
+    int64_t bad_row;    /* -1, or the first row whose label, sample weight or dense target is not acceptable */
+} fastce_result;
+
+/* Softmax cross entropy of logits (F16, BF16, F32 or F64) against one label a row (any integer dtype), or against dense
+ * targets of the logits' shape (any dtype, finite and >= 0), in double precision for F64, else in single. The gradient
+ * goes to grad (a floating dtype, the logits' shape), which may be the logits. */
+FASTCE_API fastce_status fastce_cross_entropy(fastce_matrix logits, fastce_column labels, const fastce_options *options,
+                                              int num_threads, fastce_result *result);
+FASTCE_API fastce_status fastce_cross_entropy_with_grad(fastce_matrix logits, fastce_column labels,
+                                                        const fastce_options *options, fastce_matrix grad,
+                                                        int num_threads, fastce_result *result);
+FASTCE_API fastce_status fastce_dense_cross_entropy(fastce_matrix logits, fastce_matrix target,
+                                                    const fastce_options *options, int num_threads,
+                                                    fastce_result *result);
+FASTCE_API fastce_status fastce_dense_cross_entropy_with_grad(fastce_matrix logits, fastce_matrix target,
+                                                              const fastce_options *options, fastce_matrix grad,
+                                                              int num_threads, fastce_result *result);
+
+/* Binary cross entropy of each logit against a target in [0, 1] (any dtype). class_weight multiplies the losses of its
+ * class and is not part of the mean's denominator; pos_weight multiplies what belongs to the target. */
+FASTCE_API fastce_status fastce_binary_cross_entropy(fastce_matrix logits, fastce_matrix target,
+                                                     const fastce_options *options, int num_threads,
+                                                     fastce_result *result);
+FASTCE_API fastce_status fastce_binary_cross_entropy_with_grad(fastce_matrix logits, fastce_matrix target,
+                                                               const fastce_options *options, fastce_matrix grad,
+                                                               int num_threads, fastce_result *result);
+
+/* Each row's probabilities, their logarithms, and the log of the sum of its exponentials (contiguous: double for F64
+ * logits, else float). out may be the logits. */
+FASTCE_API fastce_status fastce_softmax(fastce_matrix logits, fastce_matrix out, int num_threads);
+FASTCE_API fastce_status fastce_log_softmax(fastce_matrix logits, fastce_matrix out, int num_threads);
+FASTCE_API fastce_status fastce_logsumexp(fastce_matrix logits, void *lse, int num_threads);
 
 #ifdef __cplusplus
 }

@@ -49,6 +49,21 @@ static inline ivec i_exp2(ivec n) {
     return _mm512_add_epi32(_mm512_permutexvar_epi32(n, fractions), _mm512_slli_epi32(n, MANTISSA_BITS - 4));
 }
 
+/* Of step n, in its low bits, of a logarithm from 1 to 2: c near 1 / (1 + n / LOG_STEPS), and -log(c). */
+#define LOG_STEPS 15.49f
+static inline vec v_log_inverse(ivec n) {
+    return _mm512_permutexvar_ps(n, _mm512_setr_ps(1, 0x1.e0e04cp-1f, 0x1.c57914p-1f, 0x1.acdd2ap-1f, 0x1.96eb86p-1f,
+                                                   0x1.8321b2p-1f, 0x1.71095cp-1f, 0x1.6090b6p-1f, 0x1.51ab7ap-1f,
+                                                   0x1.43ccd2p-1f, 0x1.372020p-1f, 0x1.2b6ac0p-1f, 0x1.2090e2p-1f,
+                                                   0x1.1672d6p-1f, 0x1.0cd9c4p-1f, 0x1.041b98p-1f));
+}
+static inline vec v_log_step(ivec n) {
+    return _mm512_permutexvar_ps(n, _mm512_setr_ps(0, 0x1.00e14ap-4f, 0x1.f13592p-4f, 0x1.6adff2p-3f, 0x1.d67124p-3f,
+                                                   0x1.1e44f2p-2f, 0x1.4f4986p-2f, 0x1.7e0b00p-2f, 0x1.aa3f06p-2f,
+                                                   0x1.d531f2p-2f, 0x1.fe1558p-2f, 0x1.12ae7ap-1f, 0x1.2594d0p-1f,
+                                                   0x1.37dacep-1f, 0x1.49d078p-1f, 0x1.5abdb2p-1f));
+}
+
 static inline vec v_load(const real *p) { return _mm512_loadu_ps(p); }
 static inline void v_store(real *p, vec a) { _mm512_storeu_ps(p, a); }
 static inline void v_stream(real *p, vec a) { _mm512_stream_ps(p, a); }

@@ -56,7 +56,7 @@ static INLINE void add_teacher_block(block b, const real *teacher, int64_t exclu
                                      fastce_dtype storage) {
     enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
-    const vec zero = v_set1(0), lowest = v_set1(-INFINITY), factor = v_set1(per_t);
+    const vec zero = v_set1(0), factor = v_set1(per_t);
     const vec shift = v_set1(finite_shift(s->max)), teacher_shift = v_set1(finite_shift(s->teacher_max));
     wide rests = w_zero(), masses = w_zero(), distances = w_zero();
     vec rest[4], mass[4], distance[4], x[4], e[4], highest[4];
@@ -67,12 +67,8 @@ static INLINE void add_teacher_block(block b, const real *teacher, int64_t exclu
         prefetch((const char *)(teacher + i) + AHEAD_BYTES, GROUP * (ptrdiff_t)sizeof(real));
         for (int j = 0; j < 4; j++) {
             int64_t at = i + j * LANES, n = b.n - at;
-            x[j] = n >= LANES ? load(b.p + at * size, storage)
-                   : n <= 0   ? lowest
-                              : load_first(b.p + at * size, n, -INFINITY, storage);
-            e[j] = n >= LANES ? v_load(teacher + at) : n <= 0 ? lowest : v_load_first(teacher + at, n, lowest);
-            x[j] = v_mul(v_sub(x[j], shift), factor);
-            e[j] = v_mul(v_sub(e[j], teacher_shift), factor);
+            x[j] = v_mul(v_sub(load_up_to(b.p + at * size, n, -INFINITY, storage), shift), factor);
+            e[j] = v_mul(v_sub(load_reals(teacher + at, n, -INFINITY), teacher_shift), factor);
             highest[j] = v_load(limit + j * LANES);
         }
         exp_vectors(e, 4);
@@ -105,9 +101,7 @@ static INLINE void write_teacher_row(const task *t, const rows *r, int64_t i, co
         } else {
             for (int64_t k = 0; k < b.n; k += LANES) {
                 int64_t n = b.n - k;
-                vec x[2] = {n >= LANES ? load(b.p + k * size, storage)
-                                       : load_first(b.p + k * size, n, -INFINITY, storage),
-                            n >= LANES ? v_load(teacher + k) : v_load_first(teacher + k, n, v_set1(-INFINITY))};
+                vec x[2] = {load_up_to(b.p + k * size, n, -INFINITY, storage), load_reals(teacher + k, n, -INFINITY)};
                 x[0] = v_mul(v_sub(x[0], shift), factor);
                 x[1] = v_mul(v_sub(x[1], teacher_shift), factor);
                 exp_vectors(x, 2);
@@ -124,7 +118,6 @@ static INLINE void visit_distillation_as(const task *t, rows *r, chunk_state *st
     const real per_t = (real)(1 / q->temperature);
     const double square = q->temperature * q->temperature;
     real value[VISIT_ROWS];
-    wide sums = w_zero();
     for (int64_t i = 0; i < r->count; i++) {
         const char *row = r->logits + row_of(r, i) * r->logits_step, *dense = r->dense + row_of(r, i) * r->dense_step;
         teacher_state s = {.max = -INFINITY, .teacher_max = -INFINITY, .rest = -1};
@@ -142,11 +135,7 @@ static INLINE void visit_distillation_as(const task *t, rows *r, chunk_state *st
         value[i] = r->weight[i] == 0 ? 0 : (real)(r->weight[i] * loss);
         if (q->out.data) write_teacher_row(t, r, i, &s, per_t, w, direct, storage);
     }
-    for (int64_t i = 0; i < r->count; i += LANES) {
-        int64_t n = r->count - i;
-        sums = w_add(sums, n < LANES ? v_load_first(value + i, n, v_set1(0)) : v_load(value + i));
-    }
-    add_exactly(&state->loss[0], &state->lost[0], w_total(sums));
+    add_values(r, value, state);
     write_values(r, value);
 }
 

@@ -56,7 +56,7 @@ static INLINE void binary_logits(element_group *g, const element_options *o, boo
     for (int j = 0; j < 4; j++) e[j] = v_sub(zero, v_max(g->x[j], v_sub(zero, g->x[j])));
     exp_vectors(e, 4);
     for (int j = 0; j < 4; j++) log_total[j] = e[j];
-    log1p_vectors(log_total, 4);
+    log1p_of_fraction(log_total, 4);
     for (int j = 0; j < 4; j++) { /* softplus(x) and softplus(-x) */
         up[j] = v_add(log_total[j], v_max(zero, g->x[j]));
         down[j] = v_sub(log_total[j], v_min(zero, g->x[j]));
@@ -159,6 +159,8 @@ static bool widen_integers(real *to, const char *p, int64_t n, fastce_dtype dtyp
         for (int64_t i = 0; i < n; i++) to[i] = (real)(int32_t)load_bits(p + i * 4, 4, false);
     else if (dtype == FASTCE_U8 || dtype == FASTCE_BOOL)
         for (int64_t i = 0; i < n; i++) to[i] = (real)(unsigned char)p[i];
+    else if (dtype == FASTCE_I8)
+        for (int64_t i = 0; i < n; i++) to[i] = (real)(signed char)p[i];
     else
         return false;
     return true;
@@ -186,17 +188,20 @@ static const real *elements_of(const fastce_array *a, const char *base, ptrdiff_
     return get_elements(a, base + r->first * step, step, NULL, r->count, room);
 }
 
+/* Remembers in bad, 0 before, where a target is not acceptable. */
+static INLINE void check_elements(const task *t, const vec *target, vec *bad) {
+    const vec lowest = v_set1(0), highest = v_set1((real)t->largest_target);
+    for (int j = 0; j < 4; j++)
+        bad[j] = v_select(v_eq(clipped(target[j], lowest, highest), target[j]), bad[j], highest);
+}
+
+static INLINE bool any_is_bad(const vec *bad) {
+    return v_any(v_gt(v_max(v_max(bad[0], bad[1]), v_max(bad[2], bad[3])), v_set1(0)));
+}
+
 /* The first of count targets that is not acceptable, or -1. */
 static int64_t first_bad_element(const task *t, const real *target, int64_t count) {
-    const vec lowest = v_set1(0), highest = v_set1((real)t->largest_target);
-    vec bad = lowest;
-    if (t->any_target) return -1;
-    for (int64_t i = 0; i < count; i += LANES) {
-        vec x = v_load(target + i);
-        bad = v_select(v_eq(clipped(x, lowest, highest), x), bad, highest);
-    }
-    if (!v_any(v_gt(bad, lowest))) return -1;
-    for (int64_t i = 0; i < count; i++)
+    for (int64_t i = 0; i < count && !t->any_target; i++)
         if (!(target[i] >= 0 && target[i] <= t->largest_target)) return i;
     return -1;
 }
@@ -204,8 +209,15 @@ static int64_t first_bad_element(const task *t, const real *target, int64_t coun
 /* The same for count elements from dense on. */
 static int64_t first_bad_of(const task *t, const char *dense, ptrdiff_t step, int64_t count) {
     real room[VISIT_ROWS];
+    vec bad[4] = {v_set1(0), v_set1(0), v_set1(0), v_set1(0)};
     if (t->any_target) return -1;
-    return first_bad_element(t, get_elements(&t->problem->target, dense, step, NULL, count, room), count);
+    const real *target = get_elements(&t->problem->target, dense, step, NULL, count, room);
+    for (int64_t i = 0; i < count; i += GROUP) {
+        vec x[4];
+        for (int j = 0; j < 4; j++) x[j] = v_load(target + i + j * LANES);
+        check_elements(t, x, bad);
+    }
+    return any_is_bad(bad) ? first_bad_element(t, target, count) : -1;
 }
 
 /* Past the caches derivatives leave in whole lines: what is left of the last one goes with those of the next visit, which
@@ -243,19 +255,16 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
     element_scratch *w = (element_scratch *)scratch;
     const real *x = elements_of(&q->logits, r->logits, r->logits_step, r, w->x);
     const real *target = elements_of(&q->target, r->dense, r->dense_step, r, w->target);
-    const int64_t bad = first_bad_element(t, target, r->count);
-    if (bad >= 0) return bad;
-
     real *const slope = w->slopes[state->filling] + MOST_OF_A_LINE;
     const element_options o = options_of(q);
     const vec positive = v_set1((real)q->positive);
-    wide sums = w_zero();
+    vec bad[4] = {v_set1(0), v_set1(0), v_set1(0), v_set1(0)};
     /* One factor of the slopes, since of two the first may overflow. */
     double scaled[VISIT_ROWS];
     const double *scale = r->grad_scale;
     if (slopes && weighted) {
-        for (int64_t i = 0; i < r->count || i % GROUP != 0; i++)
-            scaled[i] = i < r->count ? r->grad_scale[i] * weight[i] : 0;
+        for (int64_t i = 0; i < r->count; i++) scaled[i] = r->grad_scale[i] * weight[i];
+        for (int64_t i = r->count; i % GROUP != 0; i++) scaled[i] = 0;
         scale = scaled;
     }
     for (int64_t i = 0; i < r->count; i += GROUP) {
@@ -269,6 +278,7 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
         }
         if (x != w->x) prefetch((const char *)(x + i) + AHEAD_BYTES, GROUP * (ptrdiff_t)sizeof(real));
         if (target != w->target) prefetch((const char *)(target + i) + AHEAD_BYTES, GROUP * (ptrdiff_t)sizeof(real));
+        if (!t->any_target) check_elements(t, g.target, bad);
         if (slopes)
             element_losses(q, &g, &o, true);
         else
@@ -281,11 +291,8 @@ static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *
             v_store(slope + at, weighted ? weighed(factor, g.slope[j]) : v_mul(factor, g.slope[j]));
         }
     }
-    for (int64_t i = 0; i < r->count; i += LANES) {
-        int64_t n = r->count - i;
-        sums = w_add(sums, n < LANES ? v_load_first(w->value + i, n, v_set1(0)) : v_load(w->value + i));
-    }
-    add_exactly(&state->loss[0], &state->lost[0], w_total(sums));
+    if (any_is_bad(bad)) return first_bad_element(t, target, r->count);
+    add_values(r, w->value, state);
     write_values(r, w->value);
     if (slopes) write_slopes(t, r, slope, state);
     return -1;

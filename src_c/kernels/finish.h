@@ -30,11 +30,65 @@ static real lse_of_special(const fastce_array *a, const char *row, int64_t n_cla
     return lse;
 }
 
-static void add_lane_sums(chunk_state *state, const lane_sums *total) {
+static void add_lane_sums(chunk_state *state, const double *sum, const double *lost) {
     for (int j = 0; j < LANES; j++) {
-        add_exactly(&state->loss[j], &state->lost[j], total->sum[j]);
-        if (sizeof(real) == sizeof(double)) state->lost[j] += total->lost[j];
+        add_exactly(&state->loss[j], &state->lost[j], sum[j]);
+        if (sizeof(real) == sizeof(double)) state->lost[j] += lost[j];
     }
+}
+
+static void close_block(chunk_state *state) {
+    if (state->open) add_lane_sums(state, state->open_loss, state->open_lost);
+    state->open = false;
+}
+
+static void open_block(chunk_state *state, int64_t block) {
+    close_block(state);
+    state->open = true;
+    state->block = block;
+    memset(state->open_loss, 0, sizeof state->open_loss);
+    memset(state->open_lost, 0, sizeof state->open_lost);
+}
+
+/* Adds the losses of a visit, whose sum lane by lane is known. Which rows a sum is of goes by their numbers alone, lane by
+ * lane in blocks of VISIT_ROWS, so that it does not matter to a bit of it where visits begin and end: that is where runs
+ * do, and so depends on the layout of every array. */
+static void add_losses(const rows *r, const real *value, const lane_sums *total, chunk_state *state) {
+    const int64_t first = r->first_row - state->first_row;
+    if (r->consecutive && (first + r->first) % VISIT_ROWS == 0) {
+        if (r->count == VISIT_ROWS) {
+            close_block(state);
+            add_lane_sums(state, total->sum, total->lost);
+        } else {
+            open_block(state, (first + r->first) / VISIT_ROWS);
+            memcpy(state->open_loss, total->sum, sizeof total->sum);
+            if (sizeof(real) == sizeof(double)) memcpy(state->open_lost, total->lost, sizeof total->lost);
+        }
+        return;
+    }
+    for (int64_t i = 0, added; i < r->count; i += added) {
+        const int64_t place = first + row_of(r, i), lane = place % LANES;
+        if (!state->open || place / VISIT_ROWS != state->block) open_block(state, place / VISIT_ROWS);
+        added = r->consecutive && lane == 0 && i + LANES <= r->count ? LANES : 1;
+        if (added == LANES)
+            v_accumulate(state->open_loss, state->open_lost, v_load(&value[i]));
+        else if (sizeof(real) == sizeof(double))
+            add_exactly(&state->open_loss[lane], &state->open_lost[lane], (double)value[i]);
+        else
+            state->open_loss[lane] += (double)value[i];
+    }
+}
+
+/* The same where only the values are known. */
+static void add_values(const rows *r, const real *value, chunk_state *state) {
+    lane_sums total;
+    wide sums = w_zero();
+    for (int64_t i = 0; i < r->count; i += LANES) {
+        const int64_t n = r->count - i;
+        sums = w_add(sums, n < LANES ? v_load_first(value + i, n, v_set1(0)) : v_load(value + i));
+    }
+    w_store(sums, total.sum, total.lost);
+    add_losses(r, value, &total, state);
 }
 
 /* mass of plain rows is their labels', without distance or z. */
@@ -74,7 +128,7 @@ static void finish(const task *t, const rows *r, results *s, bool plain, chunk_s
         for (int64_t i = 0; i < r->count; i++)
             if (s->value[i] != s->value[i])
                 s->value[i] = lse_of_special(&q->logits, r->logits + row_of(r, i) * r->logits_step, q->n_classes);
-    add_lane_sums(state, &total);
+    add_losses(r, s->value, &total, state);
 }
 
 static void write_values(const rows *r, const real *value) {

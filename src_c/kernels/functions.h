@@ -16,10 +16,17 @@ enum { EXP_TERMS = sizeof *exp_step_coefficients / sizeof **exp_step_coefficient
  *   1. n = round(x / (ln 2 / EXP_STEPS)), as the low bits of a float with the exponent's bias in them
  *   2. r = x - n (ln 2 / EXP_STEPS), in two steps, the first of them exact
  *   3. exp(x) = 2^(n / EXP_STEPS) (1 + r + r^2 P(r)), P the shorter the more steps */
+static INLINE void exp_clamped(vec *x, int count);
+
 static INLINE void exp_limited(vec *x, const vec *limit, int count) {
+    for (int j = 0; j < count; j++) x[j] = v_max(v_set1(EXP_LOWEST), v_min(limit[j], x[j]));
+    exp_clamped(x, count);
+}
+
+/* The same for x from EXP_LOWEST to EXP_HIGHEST, or NaN. */
+static INLINE void exp_clamped(vec *x, int count) {
     const real rounding = ROUNDING + EXPONENT_BIAS * EXP_STEPS;
     vec scale[4], r[4], p[4];
-    for (int j = 0; j < count; j++) x[j] = v_max(v_set1(EXP_LOWEST), v_min(limit[j], x[j]));
     for (int j = 0; j < count; j++) scale[j] = v_fma(x[j], v_set1(LOG2_E * EXP_STEPS), v_set1(rounding));
     for (int j = 0; j < count; j++) r[j] = v_sub(scale[j], v_set1(rounding));
     for (int j = 0; j < count; j++) x[j] = v_fma(r[j], v_set1(-LN2_HIGH / EXP_STEPS), x[j]);
@@ -80,6 +87,51 @@ static INLINE void log1p_vectors(vec *x, int count) {
     }
     log_scaled(x, e, count);
 }
+
+/* log(1 + x) for n vectors of 0 <= x <= 1, NaN for NaN: a small x comes back, and nothing is divided in float32. Error
+ * below 1.1 ULP, relative. */
+#if defined(LOG_STEPS)
+/* By the nearest of 16 steps: with c near 1 / (1 + x), r = x - (1 - c)(1 + x) is small, and -log(c) from a table, whose c
+ * are such that a float holds it to a thousandth of a unit; c is 1 for a small x. */
+static INLINE void log1p_of_fraction(vec *x, int count) {
+    enum { TERMS = sizeof log1p_step_coefficients / sizeof *log1p_step_coefficients };
+    const vec one = v_set1(1);
+    vec r[4], p[4], log[4];
+    for (int j = 0; j < count; j++) {
+        const ivec n = v_bits(v_fma(x[j], v_set1(LOG_STEPS), v_set1(ROUNDING)));
+        const vec c = v_log_inverse(n);
+        log[j] = v_log_step(n);
+        r[j] = v_fma(x[j], c, v_sub(c, one));
+    }
+    for (int j = 0; j < count; j++) p[j] = v_set1(log1p_step_coefficients[TERMS - 1]);
+    for (int i = TERMS - 2; i >= 0; i--)
+        for (int j = 0; j < count; j++) p[j] = v_fma(p[j], r[j], v_set1(log1p_step_coefficients[i]));
+    for (int j = 0; j < count; j++) x[j] = v_add(log[j], v_fma(v_mul(r[j], r[j]), p[j], r[j]));
+}
+#elif defined(REAL_HAS_HALVES)
+/* With f = x, or (x - 1) / 2 above 1/2, both exact: f - f^2/2 + f^3 P(f), and log(2). */
+static INLINE void log1p_of_fraction(vec *x, int count) {
+    enum { TERMS = sizeof log1p_coefficients / sizeof *log1p_coefficients };
+    const vec zero = v_set1(0), half = v_set1(0.5f);
+    vec p[4], square[4], high[4], low[4];
+    for (int j = 0; j < count; j++) {
+        const mask is_large = v_gt(x[j], half);
+        high[j] = v_select(is_large, v_set1(LN2_HIGH), zero);
+        low[j] = v_select(is_large, v_set1(LN2_LOW), zero);
+        x[j] = v_select(is_large, v_fma(x[j], half, v_set1(-0.5f)), x[j]);
+        square[j] = v_mul(x[j], x[j]);
+    }
+    for (int j = 0; j < count; j++) p[j] = v_set1(log1p_coefficients[TERMS - 1]);
+    for (int i = TERMS - 2; i >= 0; i--)
+        for (int j = 0; j < count; j++) p[j] = v_fma(p[j], x[j], v_set1(log1p_coefficients[i]));
+    for (int j = 0; j < count; j++) {
+        const vec rest = v_fma(v_mul(square[j], x[j]), p[j], low[j]);
+        x[j] = v_add(high[j], v_sub(x[j], v_sub(v_mul(half, square[j]), rest)));
+    }
+}
+#else
+static INLINE void log1p_of_fraction(vec *x, int count) { log1p_vectors(x, count); }
+#endif
 
 /* log(x) for n vectors: -inf at 0, NaN below it and for NaN. f = x 2^-e - 1 is exact. */
 static INLINE void log_vectors(vec *x, int count) {

@@ -59,6 +59,7 @@ static int64_t first_bad_target(const task *t, const char *const at[], const ptr
 
 static void finish_chunk(const task *t, chunk_state *state) {
     outgoing *o = &state->outgoing;
+    close_block(state);
 #ifdef REAL_HAS_HALVES
     if (t->problem->out.dtype == FASTCE_F16)
         finish_sending(o, FASTCE_F16);

@@ -339,19 +339,16 @@ APART void reduce_all_pairs(const char *p, const task *t, const rows *r, int64_t
     *out = o;
 }
 
-static bool are_sound(const task *t, const few_sums *sums, chunk_state *state) {
+static bool are_sound(const task *t, const rows *r, const real *value, const few_sums *sums, chunk_state *state) {
     const vec large = v_set1((real)LARGEST_SHIFTED_SUM);
     real sound[LANES];
     v_store(sound, v_step(v_gt(large, sums->rest)));
     for (int j = 0; j < LANES; j++)
         if (sound[j] == 0) return false;
     if (!t->plain) return true;
-    double sum[LANES], lost[LANES];
-    w_store(sums->loss, sum, lost);
-    for (int j = 0; j < LANES; j++) {
-        add_exactly(&state->loss[j], &state->lost[j], sum[j]);
-        if (sizeof(real) == sizeof(double)) state->lost[j] += lost[j];
-    }
+    lane_sums total;
+    w_store(sums->loss, total.sum, total.lost);
+    add_losses(r, value, &total, state);
     return true;
 }
 
@@ -400,7 +397,7 @@ static bool reduce_few(const task *t, const rows *r, lane_state *a, lane_scratch
             sum_only(n, count, w->kept, logit, a->s.rest, next);
         finish_few(t, r, a, &sums);
     }
-    return are_sound(t, &sums, state);
+    return are_sound(t, r, a->s.value, &sums, state);
 }
 
 /* rest += exp(x_k - x_label) over a block's classes but the label, for the group of rows at row. */

@@ -41,6 +41,15 @@ static INLINE vec load_first(const char *p, int64_t n, real rest, fastce_dtype s
     return v_load_first((const real *)p, n, v_set1(rest));
 }
 
+/* A vector of the n elements from p on, however few, none included; rest stands for those that are not there. */
+static INLINE vec load_up_to(const char *p, int64_t n, real rest, fastce_dtype storage) {
+    return n >= LANES ? load(p, storage) : n <= 0 ? v_set1(rest) : load_first(p, n, rest, storage);
+}
+
+static INLINE vec load_reals(const real *p, int64_t n, real rest) {
+    return load_up_to((const char *)p, n, rest, real_dtype());
+}
+
 static INLINE void store(char *p, vec a, fastce_dtype storage, bool stream) {
 #ifdef REAL_HAS_HALVES
     if (storage == FASTCE_F16 || storage == FASTCE_BF16) {

@@ -91,10 +91,8 @@ static INLINE double block_cost(const fastce_problem *q, block b, const real *ta
         vec x[4], mass[4];
         for (int j = 0; j < 4; j++) {
             int64_t at = i + j * LANES, n = b.n - at;
-            mass[j] = n >= LANES ? v_load(target + at) : n <= 0 ? zero : v_load_first(target + at, n, zero);
-            x[j] = n >= LANES ? load(b.p + at * size, storage)
-                   : n <= 0   ? zero
-                              : load_first(b.p + at * size, n, 0, storage);
+            mass[j] = load_reals(target + at, n, 0);
+            x[j] = load_up_to(b.p + at * size, n, 0, storage);
         }
         prefetch(b.p + i * size + AHEAD_BYTES, GROUP * size);
         if (diverges) {
@@ -114,8 +112,7 @@ static INLINE void block_slopes(const fastce_problem *q, block b, const real *ta
     const ptrdiff_t size = storage_size(storage);
     for (int64_t i = 0; i < b.n; i += LANES) {
         int64_t n = b.n - i;
-        vec x = n >= LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, n, 1, storage);
-        vec mass = n >= LANES ? v_load(target + i) : v_load_first(target + i, n, v_set1(0));
+        vec x = load_up_to(b.p + i * size, n, 1, storage), mass = load_reals(target + i, n, 0);
         v_store(out + i, v_mul(v_set1(scale), weighed(mass, cost_slope(q, x))));
     }
 }
@@ -193,18 +190,138 @@ static void label_parts(const task *t, const rows *r, real *cost, real *slope) {
     }
 }
 
+/* --- few classes: the elements of many rows are neighbours, and vectors are filled whatever the length of a row ------- */
+
+/* Elements of n rows from row `first` of the visit on, one after the other; in place where storage is how they lie there. */
+static INLINE const char *get_few(const task *t, const rows *r, int64_t first, int64_t n, bool packed, real *room) {
+    const fastce_array *a = &t->problem->logits;
+    const int64_t classes = t->problem->n_classes;
+    if (packed) return r->logits + (r->first + first) * r->logits_step;
+    for (int64_t i = 0; i < n; i++)
+        gather(room + i * classes, r->logits + row_of(r, first + i) * r->logits_step, a->class_stride, classes,
+               a->dtype, a->byte_swapped);
+    return (const char *)room;
+}
+
+/* q_k / s of these rows but for the labels'; NULL where a dense target of one, which goes to *bad, is not acceptable. */
+static const real *get_few_masses(const task *t, const rows *r, int64_t first, int64_t n, real *room, int64_t *bad) {
+    const fastce_problem *q = t->problem;
+    const int64_t classes = q->n_classes;
+    const bool plain = !t->q_scale && !t->q_vector && rows_are_packed(&q->target, r->dense_step, r, classes);
+    if (q->target_kind != FASTCE_DENSE) {
+        for (int64_t i = 0; i < n; i++) memcpy(room + i * classes, t->q_vector, (size_t)classes * sizeof(real));
+        return room;
+    }
+    if (plain) {
+        const real *masses = get_dense_block(t, r->dense + (r->first + first) * r->dense_step, 0, n * classes, room);
+        if (masses) return masses;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        real *to = room + i * classes;
+        const real *from = get_dense_block(t, r->dense + row_of(r, first + i) * r->dense_step, 0, classes, to);
+        if (!from) {
+            *bad = first + i;
+            return NULL;
+        }
+        if (from != to) memcpy(to, from, (size_t)classes * sizeof(real));
+    }
+    return room;
+}
+
+/* q_k c(x_k) of n elements. */
+static INLINE void element_costs(const fastce_problem *q, const char *p, const real *masses, int64_t n, real *cost,
+                                 fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    const bool diverges = q->kind == FASTCE_KL || q->kind == FASTCE_JS;
+    for (int64_t i = 0; i < n; i += GROUP) {
+        vec x[4], mass[4];
+        for (int j = 0; j < 4; j++) {
+            const int64_t at = i + j * LANES;
+            mass[j] = load_reals(masses + at, n - at, 0);
+            x[j] = load_up_to(p + at * size, n - at, 0, storage);
+        }
+        prefetch(p + i * size + AHEAD_BYTES, GROUP * size);
+        if (diverges) {
+            for (int j = 0; j < 4; j++) x[j] = divergence(q, mass[j], x[j]);
+        } else {
+            costs(q, x, 4);
+            for (int j = 0; j < 4; j++) x[j] = weighed(mass[j], x[j]);
+        }
+        for (int j = 0; j < 4; j++) v_store(cost + i + j * LANES, x[j]);
+    }
+}
+
+static double sum_of_few(const real *x, int64_t n) {
+    double sum = 0, lost = 0;
+    for (int64_t k = 0; k < n && sizeof(real) == sizeof(double); k++) add_exactly(&sum, &lost, (double)x[k]);
+    for (int64_t k = 0; k < n && sizeof(real) != sizeof(double); k++) sum += (double)x[k];
+    return fabs(sum) <= DBL_MAX ? sum + lost : sum;
+}
+
+/* The gradient of these rows, whose labels' slopes are known: w->out has what the masses make of it, or nothing. */
+static void write_few_slopes(const task *t, const rows *r, int64_t first, int64_t n, const real *slope,
+                             probability_scratch *w) {
+    const fastce_array *a = &t->problem->out;
+    const int64_t classes = t->problem->n_classes;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t row = first + i, label = r->label[row];
+        const real scale = (real)(r->grad_scale[row] * r->weight[row]);
+        real *out = w->out + i * classes;
+        for (int64_t k = 0; k < classes; k++) out[k] = r->weight[row] == 0 ? 0 : scale * out[k];
+        if (label >= 0 && r->label_mass[row] != 0)
+            out[label] += (real)(r->grad_scale[row] * r->label_mass[row]) * slope[row];
+    }
+    if (rows_are_packed(a, r->out_step, r, classes) && dtype_is_vector(a->dtype)) {
+        narrow_as(r->out + (r->first + first) * r->out_step, w->out, n * classes, a->dtype, t->stream);
+    } else {
+        for (int64_t i = 0; i < n; i++)
+            write_slope_block(t, r->out + row_of(r, first + i) * r->out_step, 0, w->out + i * classes, classes);
+    }
+}
+
+/* The sums of the rows of a visit but for their labels, and their gradients; the first row that is bad, or -1. */
+static INLINE int64_t visit_few(const task *t, const rows *r, const real *slope, double *sum, probability_scratch *w,
+                                bool packed, fastce_dtype storage) {
+    const fastce_problem *q = t->problem;
+    const int64_t classes = q->n_classes, most = BLOCK_CLASSES / classes;
+    const bool measured = t->q_vector || q->target_kind == FASTCE_DENSE;
+    int64_t bad = -1;
+    if (!measured && !q->out.data) return -1;
+    for (int64_t first = 0; first < r->count; first += most) {
+        const int64_t n = r->count - first < most ? r->count - first : most;
+        if (!measured) memset(w->out, 0, (size_t)(n * classes) * sizeof(real));
+        if (measured) {
+            const char *p = get_few(t, r, first, n, packed, w->x);
+            const real *masses = get_few_masses(t, r, first, n, w->q, &bad);
+            if (!masses) return bad;
+            element_costs(q, p, masses, n * classes, w->out, storage);
+            for (int64_t i = 0; i < n; i++) sum[first + i] = sum_of_few(w->out + i * classes, classes);
+            if (q->out.data) block_slopes(q, (block){p, n * classes}, masses, 1, w->out, storage);
+        }
+        if (q->out.data) write_few_slopes(t, r, first, n, slope, w);
+    }
+    return -1;
+}
+
 static INLINE int64_t visit_probabilities_as(const task *t, rows *r, chunk_state *state, probability_scratch *w,
                                              bool direct, fastce_dtype storage) {
     const fastce_problem *q = t->problem;
     real cost[VISIT_ROWS], slope[VISIT_ROWS];
-    wide sums = w_zero();
+    double sums[VISIT_ROWS] = {0};
+    const bool few = q->n_classes <= FEW_CLASSES;
     label_parts(t, r, cost, slope);
+    if (few) {
+        const bool packed = direct && rows_are_packed(&q->logits, r->logits_step, r, q->n_classes);
+        const int64_t bad = packed ? visit_few(t, r, slope, sums, w, true, storage)
+                                   : visit_few(t, r, slope, sums, w, false, real_dtype());
+        if (bad >= 0) return bad;
+    }
     for (int64_t i = 0; i < r->count; i++) {
         const char *row = r->logits + row_of(r, i) * r->logits_step, *dense = r->dense + row_of(r, i) * r->dense_step;
-        double sum = 0;
-        if (r->weight[i] != 0 && !row_cost(t, row, dense, w, direct, storage, &sum)) return i;
+        double sum = sums[i];
+        if (!few && r->weight[i] != 0 && !row_cost(t, row, dense, w, direct, storage, &sum)) return i;
         const bool labelled = r->label[i] >= 0 && r->label_mass[i] != 0;
-        if (q->out.data) {
+        if (!few && q->out.data) {
             real at_label = labelled ? (real)(r->grad_scale[i] * r->label_mass[i]) * slope[i] : 0;
             write_slope_row(t, r, i, at_label, w, direct, storage);
         }
@@ -212,11 +329,7 @@ static INLINE int64_t visit_probabilities_as(const task *t, rows *r, chunk_state
         if (labelled) value += r->label_mass[i] * (double)cost[i];
         cost[i] = (real)value;
     }
-    for (int64_t i = 0; i < r->count; i += LANES) {
-        int64_t n = r->count - i;
-        sums = w_add(sums, n < LANES ? v_load_first(cost + i, n, v_set1(0)) : v_load(cost + i));
-    }
-    add_exactly(&state->loss[0], &state->lost[0], w_total(sums));
+    add_values(r, cost, state);
     write_values(r, cost);
     return -1;
 }

@@ -24,6 +24,12 @@ static const real exp_step_coefficients[][2] = {{0x1.00087ep-1f, 0x1.555c20p-3f}
 #define SQRT_2 0x1.6a09e6p+0f
 /* ((log(1 + s) - log(1 - s)) / s - 2) / s^2 in z = s^2 for |s| <= 0.172: the result within 0.05 * 2^-24 */
 static const real log_coefficients[] = {0x1.55555cp-1f, 0x1.997b96p-2f, 0x1.2f013ep-2f};
+/* (log(1 + f) - f + f^2 / 2) / f^3 for -1/4 <= f <= 1/2, and (log(1 + r) - r) / r^2 for |r| <= 0.0323: the result within
+ * 0.14 and 0.02 * 2^-24 */
+static const real log1p_coefficients[] = {0x1.555556p-2f,  -0x1.000026p-2f, 0x1.999a56p-3f,
+                                          -0x1.5536aap-3f, 0x1.243704p-3f,  -0x1.02da64p-3f,
+                                          0x1.de70d4p-4f,  -0x1.87a1eap-4f, 0x1.5f350ep-5f};
+static const real log1p_step_coefficients[] = {-0x1.fffffep-2f, 0x1.555554p-2f, -0x1.002d8ep-2f, 0x1.99e7b2p-3f};
 /* (((1 + d) log(1 + d) + (1 - d) log(1 - d)) / d^2 - 1) / d^2 in z = d^2 for d <= 3/4: the sum within 0.1 * 2^-24 */
 static const real divergence_coefficients[] = {0x1.555556p-3f, 0x1.111036p-4f,  0x1.24e202p-5f,
                                                0x1.610d26p-6f, 0x1.588148p-6f,  -0x1.17e996p-6f,

@@ -15,9 +15,9 @@ typedef struct row_state {
 
 static const row_state nothing_seen = {.rest = -1, .argmax = 0, .max = -INFINITY, .best_other = -INFINITY};
 
-/* The maximum of a block, and about its label the maximum of the other classes and how many lie above it. A NaN is noted,
- * and no maximum. */
-static INLINE real pass_maxima(block b, int64_t label, real logit, bool about_label, row_state *s,
+/* The maximum of a block, and about its label the maximum of the other classes and how many lie above it. A NaN is no
+ * maximum; it is noted where no sum will show it. */
+static INLINE real pass_maxima(block b, int64_t label, real logit, bool about_label, bool notes_nan, row_state *s,
                                fastce_dtype storage) {
     const ptrdiff_t size = storage_size(storage);
     const vec lowest = v_set1(-INFINITY), zero = v_set1(0), one = v_set1(1), logits = v_set1(logit);
@@ -26,14 +26,12 @@ static INLINE real pass_maxima(block b, int64_t label, real logit, bool about_la
     for (int64_t i = 0; i < b.n; i += GROUP) {
         for (int j = 0; j < 4; j++) {
             int64_t at = i + j * LANES, n = b.n - at;
-            x[j] = n >= LANES ? load(b.p + at * size, storage)
-                   : n <= 0   ? lowest
-                              : load_first(b.p + at * size, n, -INFINITY, storage);
+            x[j] = load_up_to(b.p + at * size, n, -INFINITY, storage);
         }
         for (int j = 0; j < 4; j++) max[j] = v_max(x[j], max[j]);
-        for (int j = 0; j < 4; j++) nan[j] = v_select(v_eq(x[j], x[j]), nan[j], one);
+        for (int j = 0; j < 4 && notes_nan; j++) nan[j] = v_select(v_eq(x[j], x[j]), nan[j], one);
         if (!about_label) continue;
-        for (int j = 0; j < 4; j++) above[j] = v_add(above[j], v_select(v_gt(x[j], logits), one, zero));
+        for (int j = 0; j < 4; j++) above[j] = v_select(v_gt(x[j], logits), v_add(above[j], one), above[j]);
         if ((uint64_t)(label - i) < GROUP) {
             real lanes[GROUP];
             for (int j = 0; j < 4; j++) v_store(lanes + j * LANES, x[j]);
@@ -86,15 +84,10 @@ static INLINE void pass_sums(block b, int64_t excluded, bool spreads, row_state 
         prefetch(b.p + i * size + AHEAD_BYTES, GROUP * size);
         for (int j = 0; j < 4; j++) {
             int64_t at = i + j * LANES, n = b.n - at;
-            x[j] = n >= LANES ? load(b.p + at * size, storage)
-                   : n <= 0   ? v_set1(-INFINITY)
-                              : load_first(b.p + at * size, n, -INFINITY, storage);
-            x[j] = v_sub(x[j], shift);
-            gap[j] = v_max(lowest, x[j]);
+            x[j] = v_sub(load_up_to(b.p + at * size, n, -INFINITY, storage), shift);
+            gap[j] = x[j] = v_max(lowest, v_min(v_load(limit + j * LANES), x[j]));
         }
-        vec highest[4];
-        for (int j = 0; j < 4; j++) highest[j] = v_load(limit + j * LANES);
-        exp_limited(x, highest, 4);
+        exp_clamped(x, 4);
         for (int j = 0; j < 4; j++) rest[j] = v_add(rest[j], x[j]);
         for (int j = 0; j < 4 && spreads; j++) spread[j] = v_fma(gap[j], x[j], spread[j]);
         if (groups % GROUPS_A_FLUSH == 0) {
@@ -338,16 +331,23 @@ static INLINE void visit_statistics_as(const task *t, rows *r, statistics_scratc
             gather(&logit, row + label * q->logits.class_stride, 0, 1, q->logits.dtype, q->logits.byte_swapped);
         for (int64_t first = 0; first < q->n_classes; first += BLOCK_CLASSES) {
             block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
-            real max = pass_maxima(b, label - first, logit, about_label && label >= 0, &s, storage);
+            real max = about_label && label >= 0 ? pass_maxima(b, label - first, logit, true, !sums, &s, storage)
+                                                 : pass_maxima(b, label - first, logit, false, !sums, &s, storage);
             int64_t excluded = -1;
             if (max > s.max) {
                 excluded = block_find(b, max, storage);
                 raise_max(&s, max, first + excluded);
             }
-            if (sums && s.max != -INFINITY) pass_sums(b, excluded, to->entropy != NULL, &s, storage);
+            if (sums && s.max != -INFINITY) {
+                pass_sums(b, excluded, to->entropy != NULL, &s, storage);
+                s.has_nan |= s.rest != s.rest;
+            } else if (sums) {
+                pass_maxima(b, -1, 0, false, true, &s, storage);
+            }
         }
-        seen.max[i] = s.max, seen.best_other[i] = s.best_other, seen.logit[i] = logit, seen.nan[i] = s.has_nan;
         seen.rest[i] = s.rest + s.rest_lost, seen.spread[i] = s.spread + s.spread_lost;
+        seen.max[i] = s.max, seen.best_other[i] = s.best_other, seen.logit[i] = logit;
+        seen.nan[i] = s.has_nan;
         seen.argmax[i] = s.argmax, seen.rank[i] = s.rank;
     }
     answer_rows(t, r, &seen);

@@ -51,15 +51,34 @@ static int64_t check_labels(const task *t, const char *p, ptrdiff_t step, int64_
     return -1;
 }
 
+/* Numbers as float64; those that are floats of the machine at the pace of vectors where they are neighbours. */
+static void load_numbers(const fastce_array *a, const char *p, ptrdiff_t step, int64_t count, double *to) {
+    if (a->dtype == FASTCE_F64 && !a->byte_swapped && step == 8) {
+        memcpy(to, p, (size_t)count * 8);
+    } else if (a->dtype == FASTCE_F64 && !a->byte_swapped) {
+        for (int64_t i = 0; i < count; i++) memcpy(&to[i], p + i * step, 8);
+    } else if (a->dtype == FASTCE_F32 && !a->byte_swapped && step == 4) {
+        for (int64_t i = 0; i < count; i++) to[i] = (double)float_from_bits((uint32_t)load_bits(p + i * 4, 4, false));
+    } else if (a->dtype == FASTCE_F32 && !a->byte_swapped) {
+        for (int64_t i = 0; i < count; i++)
+            to[i] = (double)float_from_bits((uint32_t)load_bits(p + i * step, 4, false));
+    } else {
+        for (int64_t i = 0; i < count; i++) to[i] = load_number(p + i * step, a->dtype, a->byte_swapped);
+    }
+}
+
 /* The first of count sample weights that is negative or not finite, or -1. */
 static int64_t check_weights(const fastce_array *a, const char *p, ptrdiff_t step, int64_t count, double *weight,
                              bool *any_ignored) {
+    int64_t bad = 0, zero = 0;
+    load_numbers(a, p, step, count, weight);
     for (int64_t i = 0; i < count; i++) {
-        double s = load_number(p + i * step, a->dtype, a->byte_swapped);
-        if (!(s >= 0 && s <= DBL_MAX)) return i;
-        weight[i] = s;
-        *any_ignored |= s == 0;
+        bad |= !(weight[i] >= 0) | !(weight[i] <= DBL_MAX);
+        zero |= weight[i] == 0;
     }
+    *any_ignored |= zero;
+    for (int64_t i = 0; i < count && bad; i++)
+        if (!(weight[i] >= 0 && weight[i] <= DBL_MAX)) return i;
     return -1;
 }
 
@@ -89,8 +108,8 @@ static void fill_weighted(const fastce_problem *q, rows *r, partial *sums) {
 
 static void fill_grad_scale(const fastce_problem *q, const char *p, ptrdiff_t step, rows *r) {
     const fastce_array *a = &q->grad_output;
-    for (int64_t i = 0; i < r->count && a->data; i++)
-        r->grad_scale[i] = q->grad_scale * load_number(p + i * step, a->dtype, a->byte_swapped);
+    if (a->data) load_numbers(a, p, step, r->count, r->grad_scale);
+    for (int64_t i = 0; i < r->count && a->data; i++) r->grad_scale[i] *= q->grad_scale;
     for (int64_t i = 0; i < r->count && !a->data && !r->scaled; i++) r->grad_scale[i] = q->grad_scale;
     r->scaled = true;
 }
@@ -113,12 +132,57 @@ static int64_t load_factors(const fastce_problem *q, const char *const at[], con
     return bad;
 }
 
+/* Adds to sum[j], and to lost[j] what rounding loses of it, x[j] for each j: add_exactly for vectors. */
+static INLINE void add_all_exactly(double *restrict sum, double *restrict lost, const double *x, int count) {
+    for (int j = 0; j < count; j++) {
+        const double s = sum[j] + x[j], added = s - sum[j];
+        lost[j] += (sum[j] - (s - added)) + (x[j] - added);
+        sum[j] = s;
+    }
+}
+
+/* Adds weights in several sums at once: one alone would wait for each addition. */
+static void add_weights(const double *weight, int64_t count, partial *sums) {
+    enum { SUMS = 32 };
+    double sum[SUMS] = {0}, lost[SUMS] = {0};
+    int64_t i = 0;
+    for (; i + SUMS <= count; i += SUMS) add_all_exactly(sum, lost, weight + i, SUMS);
+    for (; i < count; i++) add_exactly(&sums->weight, &sums->weight_lost, weight[i]);
+    for (int n = SUMS / 2; n > 0; n /= 2) {
+        add_all_exactly(sum, lost, sum + n, n);
+        for (int j = 0; j < n; j++) lost[j] += lost[j + n];
+    }
+    add_exactly(&sums->weight, &sums->weight_lost, sum[0]);
+    sums->weight_lost += lost[0];
+}
+
+/* What load_targets does, for elements, which have no labels. */
+static int64_t load_elements(const fastce_problem *q, const char *const at[], const ptrdiff_t step[], int64_t count,
+                             rows *r, partial *sums) {
+    bool any_ignored = false;
+    r->count = count;
+    if (q->sample_weight.data) {
+        int64_t bad =
+            check_weights(&q->sample_weight, at[SAMPLE_WEIGHT], step[SAMPLE_WEIGHT], count, r->weight, &any_ignored);
+        if (bad >= 0) return bad;
+        r->uniform = false;
+        add_weights(r->weight, count, sums);
+    } else {
+        fill_uniform(q, r);
+        sums->weight += (double)count; /* exact beside other counts */
+    }
+    r->all_kept = !any_ignored;
+    if (q->output == FASTCE_GRAD) fill_grad_scale(q, at[GRAD_OUTPUT], step[GRAD_OUTPUT], r);
+    return load_factors(q, at, step, r);
+}
+
 /* Fills label, label_mass, weight and grad_scale of count rows and adds their weights; returns the index of the first row
  * whose label or sample weight is not acceptable, or -1. */
 static int64_t load_targets(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count, rows *r,
                             partial *sums) {
     const fastce_problem *q = t->problem;
     bool weighted = q->sample_weight.data != NULL, any_ignored = false;
+    if (t->elements) return load_elements(q, at, step, count, r, sums);
     r->count = count;
 
     int64_t bad = -1;
@@ -141,7 +205,7 @@ static int64_t load_targets(const task *t, const char *const at[], const ptrdiff
         sums->weight += (double)count; /* exact beside other counts */
     }
     if (q->output == FASTCE_GRAD) fill_grad_scale(q, at[GRAD_OUTPUT], step[GRAD_OUTPUT], r);
-    return t->elements ? load_factors(q, at, step, r) : -1;
+    return -1;
 }
 
 /* Whether n neighbours are finite and not negative, by their bits: only -0 has the sign and is neither. */

@@ -3,11 +3,12 @@
 #include "cases.h"
 #include "compare.h"
 
-#include "../../src_c/isa.h"
+#include "../../src_c/core.h"
 
 static const option *const plain = &options[0];
 
-static const option *option_named(const char *name) {
+/* Not inlined: gcc 12 would compare the names at compile time, and warn of what it thinks it knows. */
+__attribute__((noinline)) static const option *option_named(const char *name) {
     for (int o = 0; o < OPTIONS; o++)
         if (!strcmp(options[o].name, name)) return &options[o];
     printf("no option %s\n", name);
@@ -40,6 +41,7 @@ static void check_everywhere(const inputs *in, const char *name) {
 /* --- the header's own promises ---------------------------------------------------------------------------------------- */
 
 static void test_names(void) {
+#if !defined(FASTCE_ISAS) /* where the build has not chosen */
 #if defined(__x86_64__)
     static const char *const expected[] = {"avx512", "avx2", "portable", NULL};
 #elif defined(__aarch64__)
@@ -56,18 +58,9 @@ static void test_names(void) {
 #if defined(__aarch64__)
     check(fastce_isa_runs("neon"), "neon runs");
 #endif
+#endif
     check(!fastce_isa_runs("sse9") && !fastce_isa_runs("") && !fastce_isa_runs("AVX2") && !fastce_isa_runs(NULL),
           "an unknown instruction set does not run");
-    const char *const *running = running_isas();
-    check(find_isa(NULL) == find_isa(running[0]), "the best one is the first that runs");
-    for (int j = 0; running[j]; j++) {
-        const isa *found = find_isa(running[j]);
-        check(found && !strcmp(found->name, running[j]), "%s is found", running[j]);
-        for (int k = 0; k < j; k++)
-            check(found->f32 != find_isa(running[k])->f32 && found->f64 != find_isa(running[k])->f64,
-                  "%s and %s have kernels of their own", running[j], running[k]);
-    }
-
     check(fastce_abi_version() == FASTCE_ABI_VERSION, "ABI version");
     check(fastce_has_openmp() == 0 || fastce_has_openmp() == 1, "has_openmp");
     for (int s = 0; s < FASTCE_STATUS_COUNT; s++) {
@@ -80,94 +73,17 @@ static void test_names(void) {
           "message of an unknown status");
 }
 
-static void no_logits(fastce_problem *q) { q->logits.data = NULL; }
-static void integer_logits(fastce_problem *q) { q->logits.dtype = FASTCE_I32; }
-static void unknown_logits(fastce_problem *q) { q->logits.dtype = FASTCE_DTYPE_COUNT; }
-static void no_target(fastce_problem *q) { q->target.data = NULL; }
-static void floating_labels(fastce_problem *q) { q->target.dtype = FASTCE_F32; }
-static void boolean_labels(fastce_problem *q) { q->target.dtype = FASTCE_BOOL; }
-static void unknown_target(fastce_problem *q) { q->target.dtype = (fastce_dtype)-1; }
-static void unknown_weight(fastce_problem *q) {
-    q->sample_weight = q->target;
-    q->sample_weight.dtype = (fastce_dtype)99;
-}
-static void unknown_grad_output(fastce_problem *q) {
-    q->grad_output = q->target;
-    q->grad_output.dtype = (fastce_dtype)99;
-}
-static void no_out(fastce_problem *q) { q->out.data = NULL; }
-static void integer_out(fastce_problem *q) { q->out.dtype = FASTCE_I8; }
-static void unknown_output(fastce_problem *q) { q->output = FASTCE_OUTPUT_COUNT; }
-static void negative_output(fastce_problem *q) { q->output = (fastce_output)-1; }
-static void unknown_kind(fastce_problem *q) { q->target_kind = FASTCE_TARGET_COUNT; }
-static void missing_kind(fastce_problem *q) { q->target_kind = FASTCE_NO_TARGET; }
-static void softmax_of_labels(fastce_problem *q) { q->output = FASTCE_SOFTMAX; }
-static void negative_axes(fastce_problem *q) { q->n_axes = -1; }
-static void many_axes(fastce_problem *q) { q->n_axes = 65; }
-static void negative_classes(fastce_problem *q) { q->n_classes = -1; }
-static void no_classes(fastce_problem *q) { q->n_classes = 0; }
-static void negative_length(fastce_problem *q) {
-    static const int64_t shape[] = {-1, 2};
-    q->shape = shape;
-}
-static void many_rows(fastce_problem *q) {
-    static const int64_t shape[] = {INT64_MAX / 2, 3};
-    q->shape = shape;
-}
-
-static void test_arguments(void) {
-    static const struct {
-        const char *name;
-        void (*spoil)(fastce_problem *);
-    } cases[] = {
-        {"no logits", no_logits},
-        {"integer logits", integer_logits},
-        {"unknown dtype of logits", unknown_logits},
-        {"no target", no_target},
-        {"floating labels", floating_labels},
-        {"boolean labels", boolean_labels},
-        {"unknown dtype of target", unknown_target},
-        {"unknown dtype of sample weight", unknown_weight},
-        {"unknown dtype of grad_output", unknown_grad_output},
-        {"no out", no_out},
-        {"integer out", integer_out},
-        {"unknown output", unknown_output},
-        {"negative output", negative_output},
-        {"unknown kind of target", unknown_kind},
-        {"gradient of no target", missing_kind},
-        {"softmax of labels", softmax_of_labels},
-        {"negative number of axes", negative_axes},
-        {"too many axes", many_axes},
-        {"negative number of classes", negative_classes},
-        {"no classes", no_classes},
-        {"negative length", negative_length},
-        {"more rows than int64 holds", many_rows},
-    };
+/* The name of an instruction set chooses its kernels; no name chooses the best. */
+static void test_isa_names(void) {
     inputs in = make_inputs(plain, 2, 3, 5);
     way w = way_of(NULL, FASTCE_F32, rows_layout);
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        call c;
-        fastce_totals totals;
-        prepare(&c, &in, FASTCE_GRAD, &w);
-        cases[i].spoil(&c.problem);
-        check(fastce_scan(&c.problem, 1, &totals) == FASTCE_BAD_ARGUMENT, "%s: scan", cases[i].name);
-        check(fastce_run(&c.problem, NULL, 1, &totals) == FASTCE_BAD_ARGUMENT, "%s: run", cases[i].name);
-        check(totals.bad_row == -1 && totals.loss == 0 && totals.weight == 0, "%s: totals", cases[i].name);
-        bool written = false;
-        for (size_t b = 0; b < c.out.span_size; b++) written |= (unsigned char)c.out.span[b] != UNTOUCHED;
-        check(!written, "%s: out was written", cases[i].name);
-    }
-
     call c;
     fastce_totals totals;
     prepare(&c, &in, FASTCE_GRAD, &w);
-    check(fastce_run(&c.problem, "sse9", 1, &totals) == FASTCE_BAD_ISA, "an unknown instruction set");
     for (const char *const *isa = fastce_isa_names(); *isa; isa++)
         check(fastce_run(&c.problem, *isa, 1, &totals) == (fastce_isa_runs(*isa) ? FASTCE_OK : FASTCE_BAD_ISA),
               "%s by name", *isa);
     check(strcmp(fastce_kernel_name(&c.problem), "none") != 0, "the kernel has a name");
-    no_logits(&c.problem);
-    check(!strcmp(fastce_kernel_name(&c.problem), "none"), "no kernel for a problem that is not valid");
 
     outputs best = run(&in, FASTCE_GRAD, &w);
     w.isa = running_isas()[0];
@@ -751,7 +667,7 @@ static void test_output_dtypes(void) {
 
 int main(void) {
     test_names();
-    test_arguments();
+    test_isa_names();
     test_shapes();
     test_bad_labels();
     test_bad_dense();
