@@ -71,7 +71,7 @@ MESSAGES = {
     15: "grad_output: expected one number for each row, logits having shape {shape} with axis={axis}",
     16: "out: expected the shape that the result has, logits having shape {shape} with axis={axis}",
     17: "out: its elements share memory with one another",
-    18: "out: overlaps an input, or lies between its elements; only logits themselves may be overwritten, as a whole",
+    18: "out: overlaps an input; only logits themselves may be overwritten, as a whole",
     20: "FASTCE_ISA: an instruction set that is unknown or that this processor does not run",
     21: "the C core refused a call",
     22: "the C core of fastce cannot be loaded, and compiled code needs it: see fastce.show_config()",

@@ -136,6 +136,16 @@ def test_dtypes_of_weights(engine: Engine, rng: np.random.Generator, kind: Any) 
         agree(engine, x, y, grad_output=(s - 3 * weight[y]).astype(kind), reduction="none")
 
 
+def test_integer_weights_that_float32_does_not_hold(engine: Engine, rng: np.random.Generator) -> None:
+    """Clause 2: a mean's denominator is the sum of the weights as they are, however few there are."""
+    x, y = cases.normal(rng, (5, 4), np.float32), cases.labels(rng, 5, 4)
+    w = np.array([2**24 + 1] * 4 + [3], np.int32)
+    want = engine.cross_entropy_with_grad(x, y, sample_weight=w.astype(np.float64))
+    got = engine.cross_entropy_with_grad(x, y, sample_weight=w)
+    assert got.loss == want.loss == engine.cross_entropy(x, y, sample_weight=w)
+    assert same_bits(got.grad, want.grad)
+
+
 def test_lists(engine: Engine) -> None:
     """Nested lists are float64, of integers too; lists of labels, weights and dense targets."""
     x = [[1, 2, 3], [0, 5, -1]]

@@ -162,6 +162,18 @@ def test_dtypes_of_weights(engine: Engine, rng: np.random.Generator, loss: Loss,
         agree(engine, loss.name, x, t, reduction="none", grad_output=(w - w * 3).astype(kind))
 
 
+@of_elements
+def test_integer_weights_that_float32_does_not_hold(engine: Engine, rng: np.random.Generator, loss: Loss) -> None:
+    """A mean's denominator is the sum of the weights as they are."""
+    x, t = loss.values(rng, (6, 5), np.dtype(np.float32)), loss.targets(rng, (6, 5))
+    w = np.full((6, 5), 2**24 + 1, np.int32)
+    w[0] = 3
+    want = engine.call(f"{loss.name}_with_grad", x, t, sample_weight=w.astype(np.float64))
+    got = engine.call(f"{loss.name}_with_grad", x, t, sample_weight=w)
+    assert got.loss == want.loss
+    assert same_bits(got.grad, want.grad)
+
+
 def test_lists_and_numbers(engine: Engine) -> None:
     """Nested lists and numbers are float64, of integers too."""
     for loss in ELEMENT_WISE:

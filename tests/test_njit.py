@@ -224,6 +224,11 @@ def into(x, y, out):  # type: ignore[no-untyped-def]
     return fastce.cross_entropy_with_grad(x, y, out=out)
 
 
+@njit
+def into_weighted(x, y, weight, out):  # type: ignore[no-untyped-def]
+    return fastce.cross_entropy_with_grad(x, y, weight=weight, out=out)
+
+
 def test_in_place_and_overlaps(rng: np.random.Generator) -> None:
     x = cases.normal(rng, (6, 10), np.float32)[:, :]
     y = cases.labels(rng, 6, 10)
@@ -233,12 +238,21 @@ def test_in_place_and_overlaps(rng: np.random.Generator) -> None:
     want = fastce.cross_entropy_with_grad(x, y, **C_CORE)
     into(a, y, apart)
     same(apart.copy(), want.grad)
-    one_row = np.lib.stride_tricks.as_strided(room[12, ::2], (6, 10), (0, 8))
-    for out in (room[1:7, ::2], room[:6, 1::2], one_row, room[:5, ::2]):
+    strided = np.lib.stride_tricks.as_strided
+    one_row, woven = strided(room[12, ::2], (6, 10), (0, 8)), strided(room[7:, ::2], (6, 10), (8, 12))
+    between = room[:6, 1::2]
+    into(a, y, between)
+    same(between.copy(), want.grad)
+    same(a.copy(), x)
+    for out in (room[1:7, ::2], one_row, woven, room[:5, ::2]):
         before = room.tobytes()
         with pytest.raises(ValueError, match="out: "):
             into(a, y, out)
         assert room.tobytes() == before
+    weights = np.ones(60, np.float32)
+    with pytest.raises(ValueError, match="out: overlaps an input"):
+        into_weighted(a, y, weights[10:20], weights.reshape(6, 10))
+    assert (weights == 1).all()
     y[4] = 10
     with pytest.raises(IndexError, match="at index"):
         into(a, y, a)

@@ -435,8 +435,7 @@ def _element_kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
         code, options = f"f{real[1]}", {"checks": True}
 
     def weights(array: Array | None) -> Any:
-        # Numbers that float32 does not hold are read as float64.
-        return types.none if array is None else Stream(_code(array), "f8" if array.itemsize == 8 else real)
+        return types.none if array is None else Stream(_code(array), "f8" if _is_wide(array) else real)
 
     return (
         Terms(code, real, p.kind, frozenset(option for option, given in options.items() if given)),
@@ -610,7 +609,8 @@ def _with_usual_operands(p: Problem) -> Problem:
 
     A kernel for each dtype of each operand takes longer to compile than any small array to copy.
     """
-    usual = {name: _usual(getattr(p, name), p) for name in _OPERANDS}
+    names = _OPERANDS if p.kind.element_wise else ("dense",)  # weights of rows are copied anyway: _row_weights
+    usual = {name: _usual(getattr(p, name), p) for name in names}
     changed: dict[str, Any] = {name: array for name, array in usual.items() if array is not getattr(p, name)}
     return dataclasses.replace(p, **changed) if changed else p
 
@@ -628,10 +628,15 @@ def _usual(array: Array | None, p: Problem) -> Array | None:
     once = array[tuple(slice(1 if stride == 0 else None) for stride in array.strides)]
     if once.size > SMALL:
         return array
-    # As the kernels read them: targets in the arithmetic's dtype, weights that float32 does not hold as float64.
-    wanted = np.dtype(np.float64) if array is not p.dense and array.itemsize == 8 else p.real
+    # As the kernels read them: targets in the arithmetic's dtype.
+    wanted = np.dtype(np.float64) if array is not p.dense and _is_wide(array) else p.real
     with np.errstate(all="ignore"):
         return np.broadcast_to(once.astype(wanted), array.shape)
+
+
+def _is_wide(weights: Array) -> bool:
+    """Tell whether float32 does not hold all numbers of this dtype: they are read as float64 then."""
+    return weights.itemsize == 8 or (weights.itemsize == 4 and weights.dtype.kind in "iu")
 
 
 def _row_weights(p: Problem) -> tuple[Array | None, Array | None]:

@@ -96,47 +96,6 @@ static bool overlap(const array *a, const array *b) {
     return first[0] <= last[1] && first[1] <= last[0];
 }
 
-/* Whether some elements could share bytes; never so for what slicing and transposing give. */
-static bool may_overlap_itself(const array *a) {
-    int64_t stride[MAX_AXES], length[MAX_AXES];
-    int n = 0;
-    if (is_empty(a)) return false;
-    for (int i = 0; i < a->n_axes; i++) {
-        if (a->shape[i] == 1) continue;
-        int64_t s = a->strides[i] < 0 ? -a->strides[i] : a->strides[i];
-        int k = n++;
-        for (; k > 0 && stride[k - 1] > s; k--) {
-            stride[k] = stride[k - 1];
-            length[k] = length[k - 1];
-        }
-        stride[k] = s;
-        length[k] = a->shape[i];
-    }
-    int64_t covered = dtype_size(a->dtype);
-    for (int i = 0; i < n; i++) {
-        if (stride[i] < covered) return true;
-        covered += stride[i] * (length[i] - 1);
-    }
-    return false;
-}
-
-static bool is_logits(const array *out, const array *x) {
-    bool same = out->data == x->data && out->dtype == x->dtype;
-    for (int i = 0; same && i < x->n_axes; i++) same = out->strides[i] == x->strides[i];
-    return same;
-}
-
-static flat_code check_out(const flat *f) {
-    const array *out = &f->out;
-    if (!fits(out, f)) return FLAT_OUT_SHAPE;
-    if (may_overlap_itself(out)) return FLAT_OUT_OVERLAPS_ITSELF;
-    if (!is_logits(out, &f->logits) && overlap(out, &f->logits)) return FLAT_OUT_OVERLAPS_INPUT;
-    const array *others[] = {&f->target, &f->weight, &f->sample_weight, &f->row_grad};
-    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
-        if (overlap(out, others[i])) return FLAT_OUT_OVERLAPS_INPUT;
-    return FLAT_OK;
-}
-
 static flat_code refuse(flat_result *result, flat_code code, double number) {
     result->number = number;
     return code;
@@ -171,7 +130,9 @@ static flat_code check(flat *f, flat_result *result) {
     }
     if (f->sample_weight.data && !fits(&f->sample_weight, f)) return FLAT_SAMPLE_WEIGHT_SHAPE;
     if (f->row_grad.data && !fits(&f->row_grad, f)) return FLAT_GRAD_OUTPUT_SHAPE;
-    return f->out.data ? check_out(f) : FLAT_OK;
+    if (!f->out.data) return FLAT_OK;
+    if (!fits(&f->out, f)) return FLAT_OUT_SHAPE;
+    return overlap(&f->out, w) ? FLAT_OUT_OVERLAPS_INPUT : FLAT_OK; /* the core sees a copy of the weights */
 }
 
 /* An array as the record wants it: the class axis apart, the strides of the other axes in room. */
@@ -256,6 +217,10 @@ static flat_code code_of(const flat *f, const fastce_problem *q, fastce_status s
         return FLAT_NO_MEMORY;
     case FASTCE_BAD_ISA:
         return FLAT_BAD_ISA;
+    case FASTCE_BAD_STRIDE:
+        return FLAT_OUT_OVERLAPS_ITSELF;
+    case FASTCE_BAD_OVERLAP:
+        return FLAT_OUT_OVERLAPS_INPUT;
     default:
         return FLAT_REFUSED;
     }
@@ -312,6 +277,7 @@ static flat_code do_call(const int64_t *words, const char *isa, flat_result *res
     set_array(&q.out, &f.out, &f, strides[4]);
     q.target_scale = 1 - f.label_smoothing;
     q.grad_scale = q.temperature = 1;
+    q.scanned = 1; /* before a gradient it is; other outputs are new arrays, which nobody sees if a row is bad */
     q.row_values = f.values.data;
     if (f.target.data) {
         q.target_kind = f.target.n_axes == f.logits.n_axes ? FASTCE_DENSE : FASTCE_LABELS;

@@ -78,29 +78,35 @@ static INLINE vec divergence(const fastce_problem *q, vec target, vec x) {
     return v_add(jensen_shannon(target, x), v_sub(sound, sound));
 }
 
+/* q_k c(x_k) of a group of elements, from i on of n. */
+static INLINE void group_costs(const fastce_problem *q, const char *p, const real *masses, int64_t i, int64_t n,
+                               vec *cost, fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    vec mass[4];
+    for (int j = 0; j < 4; j++) {
+        const int64_t at = i + j * LANES;
+        mass[j] = load_reals(masses + at, n - at, 0);
+        cost[j] = load_up_to(p + at * size, n - at, 0, storage);
+    }
+    prefetch(p + i * size + AHEAD_BYTES, GROUP * size);
+    if (q->kind == FASTCE_KL || q->kind == FASTCE_JS) {
+        for (int j = 0; j < 4; j++) cost[j] = divergence(q, mass[j], cost[j]);
+    } else {
+        costs(q, cost, 4);
+        for (int j = 0; j < 4; j++) cost[j] = weighed(mass[j], cost[j]);
+    }
+}
+
 /* The sum of q_k c(x_k) over a block. */
 static INLINE double block_cost(const fastce_problem *q, block b, const real *target, fastce_dtype storage) {
     enum { GROUPS_A_FLUSH = 4 };
-    const ptrdiff_t size = storage_size(storage);
-    const vec zero = v_set1(0);
-    const bool diverges = q->kind == FASTCE_KL || q->kind == FASTCE_JS;
     wide sums = w_zero();
     vec sum[4];
-    for (int j = 0; j < 4; j++) sum[j] = zero;
+    for (int j = 0; j < 4; j++) sum[j] = v_set1(0);
     for (int64_t i = 0, groups = 1; i < b.n; i += GROUP, groups++) {
-        vec x[4], mass[4];
-        for (int j = 0; j < 4; j++) {
-            int64_t at = i + j * LANES, n = b.n - at;
-            mass[j] = load_reals(target + at, n, 0);
-            x[j] = load_up_to(b.p + at * size, n, 0, storage);
-        }
-        prefetch(b.p + i * size + AHEAD_BYTES, GROUP * size);
-        if (diverges) {
-            for (int j = 0; j < 4; j++) sum[j] = v_add(sum[j], divergence(q, mass[j], x[j]));
-        } else {
-            costs(q, x, 4);
-            for (int j = 0; j < 4; j++) sum[j] = v_add(sum[j], weighed(mass[j], x[j]));
-        }
+        vec cost[4];
+        group_costs(q, b.p, target, i, b.n, cost, storage);
+        for (int j = 0; j < 4; j++) sum[j] = v_add(sum[j], cost[j]);
         if (groups % GROUPS_A_FLUSH == 0) flush(&sums, sum);
     }
     return w_total(w_add(sums, four_in_one(sum)));
@@ -231,23 +237,10 @@ static const real *get_few_masses(const task *t, const rows *r, int64_t first, i
 /* q_k c(x_k) of n elements. */
 static INLINE void element_costs(const fastce_problem *q, const char *p, const real *masses, int64_t n, real *cost,
                                  fastce_dtype storage) {
-    const ptrdiff_t size = storage_size(storage);
-    const bool diverges = q->kind == FASTCE_KL || q->kind == FASTCE_JS;
     for (int64_t i = 0; i < n; i += GROUP) {
-        vec x[4], mass[4];
-        for (int j = 0; j < 4; j++) {
-            const int64_t at = i + j * LANES;
-            mass[j] = load_reals(masses + at, n - at, 0);
-            x[j] = load_up_to(p + at * size, n - at, 0, storage);
-        }
-        prefetch(p + i * size + AHEAD_BYTES, GROUP * size);
-        if (diverges) {
-            for (int j = 0; j < 4; j++) x[j] = divergence(q, mass[j], x[j]);
-        } else {
-            costs(q, x, 4);
-            for (int j = 0; j < 4; j++) x[j] = weighed(mass[j], x[j]);
-        }
-        for (int j = 0; j < 4; j++) v_store(cost + i + j * LANES, x[j]);
+        vec each[4];
+        group_costs(q, p, masses, i, n, each, storage);
+        for (int j = 0; j < 4; j++) v_store(cost + i + j * LANES, each[j]);
     }
 }
 
