@@ -12,10 +12,10 @@ import os
 import platform
 import warnings
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
 from fastce._bench.cases import CASES, Case, available_threads
+from fastce._bench.machine import cpu_name, versions
 from fastce._bench.measure import LIMIT, SYSTEMS, Measurement, measure
 from fastce._bench.ours import OURS
 from fastce._bench.system import System
@@ -61,13 +61,8 @@ def _options() -> argparse.Namespace:
 
 
 def _machine(chosen: Iterable[System]) -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    modules = dict.fromkeys(["fastce", "numpy", *(module for system in chosen for module in system.needs)])
-    distributions = metadata.packages_distributions()
-    versions = [f"{m} {metadata.version(distributions[m][0])}" for m in modules if m in distributions]
-    return f"{cpu}, {available_threads()} threads, Python {platform.python_version()}, {', '.join(versions)}"
+    parts = [f"{name} {version}" for name, version in versions(chosen).items()]
+    return f"{cpu_name()}, {available_threads()} threads, Python {platform.python_version()}, {', '.join(parts)}"
 
 
 def _label(case: Case) -> str:

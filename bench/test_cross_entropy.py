@@ -5,6 +5,7 @@ Timings are never asserted; answers are, before the first timing.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from fastce._bench.cases import CASES, Case, inputs
 from fastce._bench.measure import SYSTEMS, measure
 from fastce._bench.ours import OURS
-from fastce._bench.reference import mistake
+from fastce._bench.reference import check
 from fastce._bench.system import System
 
 # What other systems warn about is their own business.
@@ -33,9 +34,13 @@ def test_cross_entropy(benchmark: Any, case: Case, system: System) -> None:
     call = system.prepare(case, inputs(case))
     if call is None:
         pytest.skip(f"{system.name} does not do this case")
-    assert mistake(case, call.answer(call.run())) is None
+    checked = check(case, call.answer(call.run()))
+    assert checked.wrong is None
     benchmark.group = f"{case.regime}: {case.name}"
     benchmark.extra_info.update(verified=True, regime=case.regime, bytes_moved=case.bytes_moved, threads=case.threads)
+    benchmark.extra_info.update(
+        case=dataclasses.asdict(case), system=system.name, loss_error=checked.loss_error, grad_error=checked.grad_error
+    )
     benchmark(call.run)
     if benchmark.stats is None:  # --benchmark-disable
         return

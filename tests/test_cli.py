@@ -164,7 +164,7 @@ def test_demo_notices_wrong_answers(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_demo_fits_into_memory(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_demo, "_memory_available", lambda: 8 * 4 * 100 * 7)
+    monkeypatch.setattr(_demo, "memory_available", lambda: 8 * 4 * 100 * 7)
     assert main(["demo", "--rows", "20", "--classes", "100"]) == 0
     assert "7 × 100 float32, fewer than 20 as memory is short" in capsys.readouterr().out
 

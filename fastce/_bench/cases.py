@@ -46,7 +46,9 @@ class Case:
     function: str = "cross_entropy"
     """Or a name in FAMILY."""
     short: bool = False
-    """Whether it belongs to the short form, which compares with every other system."""
+    """Whether it belongs to the short form of `make bench`, which compares with every other system."""
+    default: bool = False
+    """Whether `fastce bench` measures it when nothing else is asked for."""
 
     @property
     def name(self) -> str:
@@ -200,29 +202,50 @@ SHAPES = {
 }
 """Shapes against every other system, and what each stands for."""
 
+GRID = tuple((b, c) for b in (1, 32, 1_024, 16_384) for c in (2, 10, 100, 1_000, 32_000) if b * c <= 1 << 25)
+"""Batch sizes by class sizes: what `fastce bench` makes maps of."""
+
 OUTPUTS: tuple[Output, ...] = ("forward", "grad")
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 OPTIONS: tuple[Option, ...] = ("label_smoothing", "weight", "sample_weight", "z_loss", "dense", "skipped")
 IMAGES = (8, 21, 512, 512)
 
+
+def thread_counts() -> list[int]:
+    """Return one thread, all there are, and the powers of two between."""
+    most = available_threads()
+    return sorted({1 << i for i in range(most.bit_length())} | {most})
+
+
 CASES: tuple[Case, ...] = (
-    *(Case(regime, shape, output, short=True) for output in OUTPUTS for shape, regime in SHAPES.items()),
     *(
-        Case(dtype, shape, output, dtype)
-        for dtype in ("float16", "bfloat16", "float64")
+        Case(regime, shape, output, short=shape in SHAPES, default=shape in GRID)
         for output in OUTPUTS
-        for shape in ((16_384, 1_000), (2_048, 32_000))
+        for shape, regime in {**dict.fromkeys(GRID, "batch by classes"), **SHAPES}.items()
+    ),
+    *(
+        Case(dtype, shape, output, dtype, default=shape == (1_024, 1_000))
+        for dtype in DTYPES
+        if dtype != "float32"
+        for output in OUTPUTS
+        for shape in ((1_024, 1_000), (16_384, 1_000), (2_048, 32_000))
     ),
     *(Case("options", (16_384, 1_000), output, options=(option,)) for option in OPTIONS for output in OUTPUTS),
     Case("options", (16_384, 1_000), "grad", options=("label_smoothing", "weight", "sample_weight", "z_loss")),
     *(Case("class axis strided", IMAGES, output, axis=1) for output in OUTPUTS),
     *(Case("class axis last", (8, 512, 512, 21), output) for output in OUTPUTS),
-    *(Case("fresh gradient", shape, "grad fresh") for shape in ((131_072, 100), (2_048, 32_000))),
-    *(Case("one thread", shape, output, threads=1) for output in OUTPUTS for shape in SHAPES),
     *(
-        Case("in cache", (256, 1_000), output, threads=t)
-        for output in OUTPUTS
-        for t in sorted({1, available_threads()})
+        Case("fresh gradient", shape, "grad fresh", default=shape == (16_384, 1_000))
+        for shape in ((131_072, 100), (16_384, 1_000), (2_048, 32_000))
     ),
+    *(
+        Case("threads", shape, output, threads=t, default=shape == (16_384, 1_000))
+        for output in OUTPUTS
+        for shape in SHAPES
+        for t in thread_counts()
+        if t != available_threads()
+    ),
+    *(Case("in cache", (256, 1_000), output, threads=t, default=True) for output in OUTPUTS for t in thread_counts()),
     *(Case("batch", (rows, 1_000)) for rows in (1_000, 10_000, 100_000, 1_000_000)),
     *(
         Case("family", (16_384, 1_000), output, function=function)

@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from time import perf_counter, sleep
 from typing import Any
 
+from fastce._bench.baseline import BASELINE
 from fastce._bench.cases import Case, inputs
 from fastce._bench.memory_limit import limit_call
 from fastce._bench.ours import OURS
 from fastce._bench.peers import PEERS
-from fastce._bench.reference import mistake
+from fastce._bench.reference import check
 from fastce._bench.system import System
 
-SYSTEMS = (*OURS, *PEERS)
+SYSTEMS = (*OURS, BASELINE, *PEERS)
 
 LIMIT = "memory limit"
 
@@ -40,6 +41,9 @@ class Measurement:
     seconds: list[float] = field(default_factory=list)
     first_call: float = 0.0
     """Seconds of the very first call: compilation and warm-up are in it."""
+    loss_error: float | None = None
+    grad_error: float | None = None
+    """Of the checked answer: see reference.Check. None where nothing was checked, as of the memory limit."""
     why_not: str = ""
 
     @property
@@ -99,9 +103,11 @@ def _checked(system: System, measurement: Measurement) -> Callable[[], Any] | No
         begin = perf_counter()
         result = call.run()
         measurement.first_call = perf_counter() - begin
-        if wrong := mistake(measurement.case, call.answer(result)):
-            measurement.why_not = f"wrong: {wrong}"
+        checked = check(measurement.case, call.answer(result))
+        if checked.wrong:
+            measurement.why_not = f"wrong: {checked.wrong}"
             return None
+        measurement.loss_error, measurement.grad_error = checked.loss_error, checked.grad_error
     except Exception as error:  # another system's failure is a line of the report, not its end
         measurement.why_not = f"failed: {type(error).__name__}: {error}".splitlines()[0]
         return None

@@ -7,6 +7,7 @@ is enough that an answer is the answer, in the precision of the system that gave
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -93,27 +94,41 @@ def _answer_of_relative(case: Case) -> Answer:
     return Answer(total / count, grad)
 
 
-def mistake(case: Case, given: Answer) -> str | None:
-    """Say what is wrong with an answer, or None.
+class Check(NamedTuple):
+    """How an answer compares with the right one."""
+
+    wrong: str | None
+    """What is wrong with it, if anything."""
+    loss_error: float = math.nan
+    """Of the mean loss, relative."""
+    grad_error: float | None = None
+    """The largest of the gradient, over the largest of its numbers."""
+
+
+def check(case: Case, given: Answer) -> Check:
+    """Compare an answer with the right one.
 
     The limits are of the size of the rounding of a system that works in the dtype of the case: float32 sums of a
     million losses, log-probabilities kept as bfloat16. A skipped class or a wrong scale is far outside.
     """
     right = answer(case)
     rounding = {"float16": 2.0**-10, "bfloat16": 2.0**-7}.get(case.dtype, 2.0**-14)
-    if not abs(given.loss - right.loss) <= 4.0 * rounding * abs(right.loss):
-        return f"loss {given.loss!r}, not {right.loss!r}"
+    loss_error = abs(given.loss - right.loss) / abs(right.loss) if right.loss else abs(given.loss)
+    if not loss_error <= 4.0 * rounding:
+        return Check(f"loss {given.loss!r}, not {right.loss!r}")
     if right.grad is None:
-        return None
+        return Check(None, loss_error)
     if given.grad is None or given.grad.shape != right.grad.shape:
-        return f"a gradient of shape {None if given.grad is None else given.grad.shape}, not {right.grad.shape}"
-    smallest = 1e-7 * float(np.abs(right.grad).max()) + (2.0**-24 if case.dtype == "float16" else 0.0)
+        return Check(f"a gradient of shape {None if given.grad is None else given.grad.shape}, not {right.grad.shape}")
+    largest, worst_error = float(np.abs(right.grad).max()), 0.0
+    smallest = 1e-7 * largest + (2.0**-24 if case.dtype == "float16" else 0.0)
     step = max(1, len(right.grad) * BLOCK // right.grad.size)
     for begin in range(0, len(right.grad), step):
         expected = right.grad[begin : begin + step]
         error = np.abs(given.grad[begin : begin + step].astype(np.float32) - expected)
+        worst_error = max(worst_error, float(error.max()))
         error -= 16.0 * rounding * np.abs(expected)
         if not float(error.max()) <= smallest:
             worst = np.unravel_index(int(error.argmax()), error.shape)
-            return f"a gradient that is off by {error[worst]:.3g} from {expected[worst]:.3g} near row {begin}"
-    return None
+            return Check(f"a gradient that is off by {error[worst]:.3g} from {expected[worst]:.3g} near row {begin}")
+    return Check(None, loss_error, worst_error / largest if largest else worst_error)

@@ -1,8 +1,8 @@
-"""The command line: ``fastce score``, ``fastce info`` and ``fastce demo``.
+"""The command line: ``fastce score``, ``fastce bench``, ``fastce info`` and ``fastce demo``.
 
 This module owns the options and how a command ends; each command is a module that is imported when it runs. Status 0
-is success, 1 a demo whose answers disagree, 2 anything a person can put right (one line on standard error), 130 an
-interrupt. An error that is none of these is a defect and keeps its traceback.
+is success, 1 answers that disagree or a comparison that found what it was to fail on, 2 anything a person can put right
+(one line on standard error), 130 an interrupt. An error that is none of these is a defect and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -46,6 +46,18 @@ backend, then compares their speed with plain NumPy on a large random batch. Tak
 """
 
 
+BENCH_HELP = """\
+Measures the backends on this machine against plain NumPy, the formula one writes without a library: batch sizes by
+class sizes, forward and with the gradient, threads, dtypes, memory. Answers are checked before they are timed, rounds
+are interleaved. Takes under two minutes; Ctrl-C keeps what was measured.
+
+examples:
+  fastce bench --json mine.json --html mine.html
+  fastce bench --shapes 2048x32000,32x10 --threads 1,2 --peers
+  fastce bench --compare old.json new.json --fail-above 10%
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
@@ -61,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             options = _parser().parse_args(argv)
+            options.argv = sys.argv[1:] if argv is None else list(argv)
             status: int = options.run(options)
             return status
         finally:
@@ -93,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="show versions, CPU, threads and backends")
     info.set_defaults(run=_run_info)
     _add_demo(commands)
+    _add_bench(commands)
     return parser
 
 
@@ -123,6 +137,23 @@ def _add_demo(commands: Any) -> None:
     command.set_defaults(run=_run_demo)
 
 
+def _add_bench(commands: Any) -> None:
+    command = commands.add_parser("bench", help="measure this machine, or compare two runs", description=BENCH_HELP)
+    add = command.add_argument
+    add("--full", action="store_true", help="every case there is: three quarters of an hour")
+    add("--peers", action="store_true", help='the other systems too (pip install "fastce[peers]")')
+    add("--shapes", metavar="NxC,...", help="these shapes only: rows x classes")
+    add("--dtype", metavar="D,...", help="float16, bfloat16, float32, float64")
+    add("--backend", metavar="B,...", help=", ".join(_backends.NAMES))
+    add("--threads", metavar="N,...", help="each case with each of these numbers of threads")
+    add("--json", metavar="FILE", help="write every single time")
+    add("--html", metavar="FILE", help='write a page to look at (pip install "fastce[report]")')
+    add("--from", dest="results", metavar="FILE", help="measure nothing: show these results")
+    add("--compare", nargs=2, metavar=("OLD", "NEW"), help="measure nothing: two files of results beside each other")
+    add("--fail-above", metavar="P", help="with --compare: status 1 if a case is slower by more than 10%% beyond doubt")
+    command.set_defaults(run=_run_bench)
+
+
 def _add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--backend",
@@ -145,6 +176,12 @@ def _run_info(options: argparse.Namespace) -> int:
     except ValueError as error:  # an environment variable
         raise CommandError(str(error)) from None
     return 0
+
+
+def _run_bench(options: argparse.Namespace) -> int:
+    from fastce._cli._bench import bench
+
+    return bench(options)
 
 
 def _run_demo(options: argparse.Namespace) -> int:

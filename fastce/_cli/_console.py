@@ -25,10 +25,17 @@ class Progress(Protocol):
     def update(self, n: int) -> object:
         """Count so many more rows."""
 
+    def write(self, text: str) -> object:
+        """Print a line to standard output, above the bar."""
+
 
 class _Silence:
     def update(self, n: int) -> None:
         """Do nothing."""
+
+    def write(self, text: str) -> None:
+        """Print a line."""
+        print(text, flush=True)
 
 
 @contextmanager

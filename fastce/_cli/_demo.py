@@ -1,8 +1,7 @@
 """``fastce demo``: the main job on real data that the package carries, then the speed on a large random batch.
 
 Every backend is asked, and one that cannot run is listed with its reason. Times are taken in interleaved rounds, so
-that a busy machine slows all alike, and only of answers that were checked first. "Plain NumPy" is what one writes
-without a library, kept here to be read; the backend ``numpy`` does more (every option, small losses to all digits).
+that a busy machine slows all alike, and only of answers that were checked first.
 """
 
 from __future__ import annotations
@@ -13,13 +12,14 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib import resources
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 import fastce
 from fastce import _backends, _settings
+from fastce._bench.baseline import plain_numpy, plain_numpy_with_grad
+from fastce._bench.machine import memory_available
 from fastce._cli._console import CommandError, one_line, table, threads
 from fastce._problem import Array
 
@@ -45,24 +45,6 @@ def demo(options: argparse.Namespace) -> int:
         return 0 if _speed(names, options.rows, options.classes, options.threads) and agree else 1
     except ValueError as error:  # a number of threads or an environment variable that is not accepted
         raise CommandError(str(error)) from None
-
-
-def plain_numpy(x: Array, y: Array) -> Array:
-    """Return the loss of each row the way one writes it."""
-    shifted = x - x.max(axis=1, keepdims=True)
-    loss: Array = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(x)), y]
-    return loss
-
-
-def plain_numpy_with_grad(x: Array, y: Array) -> tuple[Array, Array]:
-    """Return the loss of each row and the gradient of their sum."""
-    rows = np.arange(len(x))
-    shifted = x - x.max(axis=1, keepdims=True)
-    exps = np.exp(shifted)
-    sums = exps.sum(axis=1, keepdims=True)
-    grad = exps / sums
-    grad[rows, y] -= 1
-    return np.log(sums[:, 0]) - shifted[rows, y], grad
 
 
 def _digits(names: list[str], num_threads: int | None) -> bool:
@@ -102,7 +84,7 @@ class _Contender(NamedTuple):
 
 def _speed(names: list[str], n_rows: int, n_classes: int, num_threads: int | None) -> bool:
     """Compare the speed with plain NumPy's; tell whether the answers agree."""
-    fit = max(1, _memory_available() // (BATCH_COPIES * 4 * n_classes))
+    fit = max(1, memory_available() // (BATCH_COPIES * 4 * n_classes))
     smaller = "" if n_rows <= fit else f", fewer than {n_rows:,} as memory is short"
     n_rows = min(n_rows, fit)
     print(f"Speed: a random batch of {n_rows:,} × {n_classes:,} float32{smaller}.\n", flush=True)
@@ -182,19 +164,6 @@ def _timing(seconds: list[float], plain: list[float]) -> tuple[str, str, str]:
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:,.0f}"
-
-
-def _memory_available() -> int:
-    """Return half of the memory that this process could have, by the kernel's and the control group's word."""
-    found = [16 << 30]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # not Linux, no control group, or one without a limit
-        pass
-    return max(0, min(found)) // 2
 
 
 def _data(name: str) -> Array:
