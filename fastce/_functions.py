@@ -41,6 +41,9 @@ def cross_entropy(
     ignore_index: int = ...,
     label_smoothing: float = ...,
     z_loss: float = ...,
+    temperature: float | None = ...,
+    softcap: float | None = ...,
+    spread_missing: bool = ...,
     reduction: Literal["mean", "sum"] = ...,
     denominator: float | None = ...,
     base: float | None = ...,
@@ -58,6 +61,9 @@ def cross_entropy(
     ignore_index: int = ...,
     label_smoothing: float = ...,
     z_loss: float = ...,
+    temperature: float | None = ...,
+    softcap: float | None = ...,
+    spread_missing: bool = ...,
     reduction: Literal["none"],
     denominator: None = ...,
     base: float | None = ...,
@@ -75,6 +81,9 @@ def cross_entropy(
     ignore_index: int = ...,
     label_smoothing: float = ...,
     z_loss: float = ...,
+    temperature: float | None = ...,
+    softcap: float | None = ...,
+    spread_missing: bool = ...,
     reduction: str,
     denominator: float | None = ...,
     base: float | None = ...,
@@ -91,6 +100,9 @@ def cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    temperature: float | None = None,
+    softcap: float | None = None,
+    spread_missing: bool = False,
     reduction: str = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -231,7 +243,8 @@ def cross_entropy(
     Traceback (most recent call last):
     IndexError: target: label 3 at index (1,) is out of range for 3 classes
     """
-    quick = _pipeline.quick.get(backend, _pipeline.NO_QUICK) if type(backend) is str else _pipeline.NO_QUICK
+    plain = temperature is None and softcap is None and spread_missing is False and type(backend) is str
+    quick = _pipeline.quick.get(backend, _pipeline.NO_QUICK) if plain else _pipeline.NO_QUICK
     small = quick.loss(
         logits,
         target,
@@ -257,6 +270,9 @@ def cross_entropy(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        temperature=temperature,
+        softcap=softcap,
+        spread_missing=spread_missing,
         reduction=reduction,
         denominator=denominator,
         base=base,
@@ -276,6 +292,9 @@ def cross_entropy_with_grad(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    temperature: float | None = None,
+    softcap: float | None = None,
+    spread_missing: bool = False,
     reduction: str = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -364,7 +383,8 @@ def cross_entropy_with_grad(
     >>> np.round(scaled.astype(np.float32) / 2.0**16 * 1e9, 2)
     array([[-12.29,   6.14,   6.14]], dtype=float32)
     """
-    quick = _pipeline.quick.get(backend, _pipeline.NO_QUICK) if type(backend) is str else _pipeline.NO_QUICK
+    plain = temperature is None and softcap is None and spread_missing is False and type(backend) is str
+    quick = _pipeline.quick.get(backend, _pipeline.NO_QUICK) if plain else _pipeline.NO_QUICK
     small = quick.loss_and_grad(
         logits,
         target,
@@ -392,6 +412,9 @@ def cross_entropy_with_grad(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        temperature=temperature,
+        softcap=softcap,
+        spread_missing=spread_missing,
         reduction=reduction,
         denominator=denominator,
         base=base,
