@@ -629,7 +629,7 @@ def _make_staged_plan(p: Problem, checking: bool) -> _Plan:
         _put_transform(call, p)
         visited = _visited(p, tile, staged, (row, to_class))
         visit = _make_record(visited, checking, tile)
-        visit["tile"], visit["streamed"] = tile, call["streamed"] and not out
+        visit["tile"], visit["n_blocks"], visit["streamed"] = tile, 1, call["streamed"] and not out
         visit["shifts"], visit["checked"] = call["shifts"], p.listed is not None
         call["visit_plan"] = visit.ctypes.data
         call["visit_entry"] = _kernel(*_function(visited, checking))
