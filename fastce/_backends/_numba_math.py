@@ -187,10 +187,9 @@ def log(x: Value) -> Value:
 
 
 def divided(x: Value, inverse: tuple[Value, Value]) -> Value:
-    """Return x over a number whose inverse is given as a high and a low part, rounded about once."""
+    """Return x over a number whose inverse is the sum of two parts above 0, rounded about once; infinities stay."""
     high, low = inverse
-    product = x * high
-    return select((product - product).equals(0.0), fma(x, high, x * low), product)  # of infinities as they are
+    return fma(x, high, x * low)
 
 
 class Cap(NamedTuple):
@@ -198,7 +197,7 @@ class Cap(NamedTuple):
 
     per_temperature: tuple[Value, Value]
     """1/T, high and low part."""
-    per_softcap: tuple[Value, Value]
+    per_softcap: Value
     """1/(T*c)."""
     softcap: Value
     steepest: Value
@@ -210,7 +209,7 @@ class Cap(NamedTuple):
         With u the quotient it is u + u^3*P(u^2) near 0, and else (1 - e)/(1 + e), where e = exp(-2*|u|); the
         derivative of tanh is 4*e/(1 + e)^2.
         """
-        u = divided(x, self.per_softcap)
+        u = x * self.per_softcap
         size, square = u.call("llvm.fabs"), u * u
         p = u.like(_TANH[u.real][0])
         for coefficient in _TANH[u.real][1:]:

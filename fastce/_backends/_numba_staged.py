@@ -21,7 +21,6 @@ from typing import Any
 from fastce._backends import _numba_tile as vector
 from fastce._backends._numba_kernels import each_row
 from fastce._backends._numba_lanes import (
-    Items,
     Memory,
     State,
     Struct,
@@ -57,8 +56,8 @@ _RECORD_BYTES = CALL_BYTES + 8 * AXIS
 STAGED_AT = -(-(_RECORD_BYTES + BLOCK_BYTES) // 64) * 64
 """Where in a task's memory the operands may begin: behind the record of the visit, and what that leaves."""
 
-LISTED_BYTES = 24
-"""Of each class in a list: its number, the first place where it is listed, and its mass."""
+LISTED_BYTES = 16
+"""Of each class in a list: its number, and its mass."""
 
 
 def staged(
@@ -197,14 +196,14 @@ def end_sums(call: Struct, tile: Struct, block: Value, bad: Value) -> None:
 # Logits
 
 
-def _pair(items: Items, x: Memory) -> tuple[Value, Value]:
-    high, low = (items[part].to(x.real).splat(x.lanes) for part in range(2))
+def _per_temperature(call: Struct, x: Memory) -> tuple[Value, Value]:
+    high, low = (call.per_temperature[part].to(x.real).splat(x.lanes) for part in range(2))
     return high, low
 
 
 def _cap(call: Struct, x: Memory) -> Cap:
-    inverses = _pair(call.per_temperature, x), _pair(call.per_softcap, x)
-    return Cap(*inverses, *(number.to(x.real).splat(x.lanes) for number in (call.softcap, call.steepest)))
+    numbers = (call.per_softcap, call.softcap, call.steepest)
+    return Cap(_per_temperature(call, x), *(number.to(x.real).splat(x.lanes) for number in numbers))
 
 
 def _place(call: Struct, tile: Struct, offset: Value, i: Value, k: Value, x: Memory, *, across: bool) -> Vectors:
@@ -233,7 +232,7 @@ def _transform(
         each(n, lanes, (), some)
 
     def shifted() -> None:
-        inverse = _pair(call.per_temperature, x)
+        inverse = _per_temperature(call, x)
 
         def some(first: Value, count: int, live: Value | None) -> State:
             logits = source.load(first, count, live, 0.0)
@@ -414,14 +413,13 @@ def send_classes(call: Struct, tile: Struct, n: Value, x: Memory, out: Memory) -
 def put_lists(call: Struct, tile: Struct, n: Value, probabilities: Memory, q: Memory) -> None:
     """Check the lists of n rows; stage as dense targets those that are acceptable, if there will be a visit.
 
-    A class that is listed is loaded once, and used as checked: the arrays may change meanwhile. Where a class is
-    listed more than once its masses are added up at one of these places, which the staged row itself remembers until
-    it gets the masses.
+    A class that is listed is loaded once, and used as checked: the arrays may change meanwhile. Until it gets the
+    masses, the staged row remembers what is listed.
     """
     length = call.list_length
     visits = call.stage[DENSE] > 0
     classes = tile.staging + call.lists
-    places, masses = classes + length * 8, classes + length * 16
+    masses = classes + length * 8
     zero = call.grad_scale.like(0.0)
     bits = 8 * q.itemsize
 
@@ -433,12 +431,12 @@ def put_lists(call: Struct, tile: Struct, n: Value, probabilities: Memory, q: Me
         index = tile.at[LISTED] + i * call.inner[LISTED]
         probability = tile.at[DENSE] + i * call.inner[DENSE]
 
-        def some(first: Value, bad: Value, total: Value) -> State:
+        def some(first: Value, bad: Value, total: Value, again: Value) -> State:
             count = smaller(length - first, TILE)
             step = call.class_stride[LISTED]
             there = vector.read_integers(call, tile, index + first * step, step, count)
 
-            def one(j: Value, bad: Value, total: Value) -> State:
+            def one(j: Value, bad: Value, total: Value, again: Value) -> State:
                 k, at = (there + j * 8).read(64), first + j
                 p = probabilities.load_one(probability + at * call.class_stride[DENSE]).to("f8")
                 padding = (call.can_ignore > 0) & k.equals(call.ignore_index)
@@ -447,17 +445,24 @@ def put_lists(call: Struct, tile: Struct, n: Value, probabilities: Memory, q: Me
                 (classes + at * 8).write(select(kept, k, -1))
                 p = select(kept, p, 0.0)
                 (masses + at * 8).write(p)
-                return select(sound | padding, bad, 1), total + p
+                (again,) = when(kept & visits, (again,), lambda again: mark(i, k, again))
+                return select(sound | padding, bad, 1), total + p, again
 
-            return loop(0, count, 1, (bad, total), one)
+            return loop(0, count, 1, (bad, total, again), one)
 
-        bad, total = loop(0, length, TILE, (i.like(0), zero), some)
+        bad, total, again = loop(0, length, TILE, (i.like(0), zero, i.like(0)), some)
         bad = select(total > call.most_listed, bad.like(1), bad)
         tile.flag[i] = select(bad > 0, zero.like(1.0), tile.flag[i])
         tile.sample[i] = select(bad > 0, zero, tile.sample[i])
         tile.any_bad = select(bad > 0, bad, tile.any_bad)
-        when(visits & (bad < 1), (), lambda: stage(i, total))
+        when(visits & (bad < 1), (), lambda: stage(i, total, again))
         return ()
+
+    def mark(i: Value, k: Value, again: Value) -> State:
+        place = target(i, k)
+        before = place.read(bits)
+        place.write(before.like(1))
+        return (again | before.extend(64),)
 
     def each_listed(state: State, body: Callable[..., State]) -> State:
         def one(j: Value, *state: Value) -> State:
@@ -466,43 +471,43 @@ def put_lists(call: Struct, tile: Struct, n: Value, probabilities: Memory, q: Me
 
         return loop(0, length, 1, state, one)
 
-    def stage(i: Value, total: Value) -> State:
+    def stage(i: Value, total: Value, again: Value) -> State:
+        def count(_: Value, k: Value, distinct: Value) -> State:
+            return (distinct + 1,)
+
+        def put(j: Value, k: Value) -> State:
+            q.store_one(target(i, k), (masses + j * 8).read_like(zero))
+            return ()
+
+        def spread() -> State:
+            (distinct,) = each_listed((i.like(0),), count)
+            others = call.n_classes - distinct
+            return when(others > 0, (), lambda: fill(i, (zero.like(1.0) - total) / others.number("f8")))
+
+        when(again > 0, (), lambda: join(i))
+        when((call.spreads > 0) & (total < 1.0), (), spread)
+        return each_listed((), put)
+
+    def join(i: Value) -> State:
+        """Move the masses of a class to the last place where it is listed, in the order of the list."""
+
         def remember(j: Value, k: Value) -> State:
             target(i, k).write(j.narrow(bits))
             return ()
 
-        def gather(j: Value, k: Value, distinct: Value) -> State:
-            place = target(i, k).read(bits).extend(64)
-            first = place.equals(j)
-            # Masses of one class are added in the order of the list, at its last place.
-            (places + j * 8).write(place)
-            return (select(first, distinct + 1, distinct),)
-
         def add_up(j: Value, k: Value) -> State:
-            place = (places + j * 8).read(64)
+            last = target(i, k).read(bits).extend(64)
 
             def move() -> State:
-                to = masses + place * 8
+                to = masses + last * 8
                 to.write(to.read_like(zero) + (masses + j * 8).read_like(zero))
+                (classes + j * 8).write(last.like(-1))
                 return ()
 
-            return when(place.differs(j), (), move)
-
-        def put(j: Value, k: Value) -> State:
-            place = (places + j * 8).read(64)
-            mass = (masses + place * 8).read_like(zero)
-            q.store_one(target(i, k), mass)
-            return ()
+            return when(last.differs(j), (), move)
 
         each_listed((), remember)
-        (distinct,) = each_listed((i.like(0),), gather)
-        when(distinct < length, (), lambda: each_listed((), add_up))
-        others = call.n_classes - distinct
-        missing = (zero.like(1.0) - total) / others.number("f8")
-        spreads = (call.spreads > 0) & (total < 1.0) & (others > 0)
-        when(spreads, (), lambda: fill(i, missing))
-        each_listed((), put)
-        return ()
+        return each_listed((), add_up)
 
     def fill(i: Value, value: Value) -> State:
         several = value.to(q.real).splat(q.lanes)

@@ -143,8 +143,8 @@ CALL = np.dtype(
         ("stage_class", "i8"),
         ("stage_bytes", "i8"),  # of an operand
         ("shifts", "i8"),  # whether each row is shifted
-        ("per_temperature", "f8", 2),  # high and low part
-        ("per_softcap", "f8", 2),  # of 1/(temperature*softcap)
+        ("per_temperature", "f8", 2),  # high and low part, neither 0
+        ("per_softcap", "f8"),  # 1/(temperature*softcap)
         ("softcap", "f8"),
         ("steepest", "f8"),
         ("gradient_divisor", "f8"),

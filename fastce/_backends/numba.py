@@ -641,18 +641,16 @@ def _put_transform(call: Any, p: Problem) -> None:
     """Describe what is done to logits."""
     call["shifts"] = p.temperature != 1 and not p.softcap
     call["gradient_divisor"] = 1.0 if p.softcap else p.temperature
-    call["per_temperature"] = _inverse(Fraction(p.temperature), p)
+    temperature, most = Fraction(p.temperature), Fraction(float(np.finfo(p.real).max))
+    inverse = min(1 / temperature, most)
+    # The low part is above 0, so that in a product with an infinity both have its sign.
+    high = p.real.type(float(inverse))
+    high = np.nextafter(high, 0 * high) if Fraction(float(high)) >= inverse else high
+    call["per_temperature"] = float(high), float(inverse - Fraction(float(high)))
     call["softcap"] = p.softcap
     if p.softcap:
-        call["per_softcap"] = _inverse(Fraction(p.temperature) * Fraction(p.softcap), p)
-        call["steepest"] = float(min(4 / Fraction(p.temperature), Fraction(float(np.finfo(p.real).max))))
-
-
-def _inverse(number: Fraction, p: Problem) -> tuple[float, float]:
-    """Return 1/number as the nearest number of the arithmetic's dtype, none beyond the largest, and the rest."""
-    inverse = min(1 / number, Fraction(float(np.finfo(p.real).max)))
-    high = float(p.real.type(float(inverse)))
-    return high, float(inverse - Fraction(high))
+        call["per_softcap"] = float(min(1 / (temperature * Fraction(p.softcap)), most))
+        call["steepest"] = float(min(4 / temperature, most))
 
 
 def _visited(p: Problem, rows: int, staged: dict[int, bool], steps: tuple[int, int]) -> Problem:
