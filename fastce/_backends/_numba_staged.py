@@ -416,31 +416,33 @@ def put_lists(call: Struct, tile: Struct, n: Value, probabilities: Memory, q: Me
     A class that is listed is loaded once, and used as checked: the arrays may change meanwhile. Until it gets the
     masses, the staged row remembers what is listed.
     """
-    length = call.list_length
-    visits = call.stage[DENSE] > 0
+    # Loaded once: to LLVM any store might change them.
+    length, n_classes, visits = call.list_length, call.n_classes, call.stage[DENSE] > 0
+    can_ignore, ignore_index, largest = call.can_ignore > 0, call.ignore_index, call.largest_listed
+    listed_at, listed_row, listed_step = (items[LISTED] for items in (tile.at, call.inner, call.class_stride))
+    mass_at, mass_row, mass_step = (items[DENSE] for items in (tile.at, call.inner, call.class_stride))
+    staged, to_row, to_class = tile.staging + call.stage[DENSE], call.stage_row, call.stage_class
     classes = tile.staging + call.lists
     masses = classes + length * 8
     zero = call.grad_scale.like(0.0)
     bits = 8 * q.itemsize
 
     def target(i: Value, k: Value) -> Value:
-        address: Value = tile.staging + call.stage[DENSE] + i * call.stage_row + k * call.stage_class
+        address: Value = staged + i * to_row + k * to_class
         return address
 
     def row(i: Value) -> State:
-        index = tile.at[LISTED] + i * call.inner[LISTED]
-        probability = tile.at[DENSE] + i * call.inner[DENSE]
+        index, probability = listed_at + i * listed_row, mass_at + i * mass_row
 
         def some(first: Value, bad: Value, total: Value, again: Value) -> State:
             count = smaller(length - first, TILE)
-            step = call.class_stride[LISTED]
-            there = vector.read_integers(call, tile, index + first * step, step, count)
+            there = vector.read_integers(call, tile, index + first * listed_step, listed_step, count)
 
             def one(j: Value, bad: Value, total: Value, again: Value) -> State:
                 k, at = (there + j * 8).read(64), first + j
-                p = probabilities.load_one(probability + at * call.class_stride[DENSE]).to("f8")
-                padding = (call.can_ignore > 0) & k.equals(call.ignore_index)
-                sound = k.within(call.n_classes) & (p >= 0.0) & (call.largest_listed >= p)
+                p = probabilities.load_one(probability + at * mass_step).to("f8")
+                padding = can_ignore & k.equals(ignore_index)
+                sound = k.within(n_classes) & (p >= 0.0) & (largest >= p)
                 kept = sound & ~padding
                 (classes + at * 8).write(select(kept, k, -1))
                 p = select(kept, p, 0.0)
@@ -481,7 +483,7 @@ def put_lists(call: Struct, tile: Struct, n: Value, probabilities: Memory, q: Me
 
         def spread() -> State:
             (distinct,) = each_listed((i.like(0),), count)
-            others = call.n_classes - distinct
+            others = n_classes - distinct
             return when(others > 0, (), lambda: fill(i, (zero.like(1.0) - total) / others.number("f8")))
 
         when(again > 0, (), lambda: join(i))
@@ -511,7 +513,7 @@ def put_lists(call: Struct, tile: Struct, n: Value, probabilities: Memory, q: Me
 
     def fill(i: Value, value: Value) -> State:
         several = value.to(q.real).splat(q.lanes)
-        whole = select(call.stage_class.equals(q.itemsize), call.n_classes - call.n_classes % q.lanes, 0)
+        whole = select(to_class.equals(q.itemsize), n_classes - n_classes % q.lanes, 0)
 
         def vectors(k: Value) -> State:
             q.store(target(i, k), several)
@@ -522,7 +524,7 @@ def put_lists(call: Struct, tile: Struct, n: Value, probabilities: Memory, q: Me
             return ()
 
         loop(0, whole, q.lanes, (), vectors)
-        return loop(whole, call.n_classes, 1, (), one)
+        return loop(whole, n_classes, 1, (), one)
 
     def clear() -> State:
         target(n.like(0), n.like(0)).clear(call.stage_bytes)
