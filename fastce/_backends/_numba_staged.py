@@ -48,7 +48,6 @@ from fastce._backends._numba_tile import (
     OUT,
     SCRATCH_BYTES,
     SHARED_BYTES,
-    TILE,
 )
 
 _RECORD_BYTES = CALL_BYTES + 8 * AXIS
@@ -420,6 +419,7 @@ def put_lists(call: Struct, tile: Struct, n: Value, probabilities: Memory, q: Me
     length, n_classes, visits = call.list_length, call.n_classes, call.stage[DENSE] > 0
     can_ignore, ignore_index, largest = call.can_ignore > 0, call.ignore_index, call.largest_listed
     listed_at, listed_row, listed_step = (items[LISTED] for items in (tile.at, call.inner, call.class_stride))
+    width, unused, swapped = call.label_bits, call.label_unused, call.label_swapped > 0
     mass_at, mass_row, mass_step = (items[DENSE] for items in (tile.at, call.inner, call.class_stride))
     staged, to_row, to_class = tile.staging + call.stage[DENSE], call.stage_row, call.stage_class
     classes = tile.staging + call.lists
@@ -434,31 +434,42 @@ def put_lists(call: Struct, tile: Struct, n: Value, probabilities: Memory, q: Me
     def row(i: Value) -> State:
         index, probability = listed_at + i * listed_row, mass_at + i * mass_row
 
-        def some(first: Value, bad: Value, total: Value, again: Value) -> State:
-            count = smaller(length - first, TILE)
-            there = vector.read_integers(call, tile, index + first * listed_step, listed_step, count)
+        def one(j: Value, bad: Value, total: Value, again: Value) -> State:
+            k = integer(index + j * listed_step)
+            p = probabilities.load_one(probability + j * mass_step).to("f8")
+            padding = can_ignore & k.equals(ignore_index)
+            sound = k.within(n_classes) & (p >= 0.0) & (largest >= p)
+            kept = sound & ~padding
+            (classes + j * 8).write(select(kept, k, -1))
+            p = select(kept, p, 0.0)
+            (masses + j * 8).write(p)
+            (again,) = when(kept & visits, (again,), lambda again: mark(i, k, again))
+            return select(sound | padding, bad, 1), total + p, again
 
-            def one(j: Value, bad: Value, total: Value, again: Value) -> State:
-                k, at = (there + j * 8).read(64), first + j
-                p = probabilities.load_one(probability + at * mass_step).to("f8")
-                padding = can_ignore & k.equals(ignore_index)
-                sound = k.within(n_classes) & (p >= 0.0) & (largest >= p)
-                kept = sound & ~padding
-                (classes + at * 8).write(select(kept, k, -1))
-                p = select(kept, p, 0.0)
-                (masses + at * 8).write(p)
-                (again,) = when(kept & visits, (again,), lambda again: mark(i, k, again))
-                return select(sound | padding, bad, 1), total + p, again
-
-            return loop(0, count, 1, (bad, total, again), one)
-
-        bad, total, again = loop(0, length, TILE, (i.like(0), zero, i.like(0)), some)
+        bad, total, again = loop(0, length, 1, (i.like(0), zero, i.like(0)), one)
         bad = select(total > call.most_listed, bad.like(1), bad)
         tile.flag[i] = select(bad > 0, zero.like(1.0), tile.flag[i])
         tile.sample[i] = select(bad > 0, zero, tile.sample[i])
         tile.any_bad = select(bad > 0, bad, tile.any_bad)
         when(visits & (bad < 1), (), lambda: stage(i, total, again))
         return ()
+
+    def integer(place: Value) -> Value:
+        """Return the class at a place; what uint64 has beyond int64 becomes negative."""
+
+        def of(bits: int) -> Callable[[Value], State]:
+            def read(_: Value) -> State:
+                raw = place.read(bits)
+                if bits > 8:
+                    raw = select(swapped, raw.call("llvm.bswap"), raw)
+                return ((raw.extend(64) << unused).shift_signed(unused),)
+
+            return read
+
+        value = place
+        for bits in (64, 32, 16, 8):
+            (value,) = when(width.equals(bits), (value,), of(bits))
+        return value
 
     def mark(i: Value, k: Value, again: Value) -> State:
         place = target(i, k)

@@ -1229,11 +1229,6 @@ def read_labels(call: Struct, tile: Struct, n: Value) -> Value:
     source, stride = tile.at[LABELS], call.inner[LABELS]
     ahead = select(stride.equals(call.label_bits >> 3), n * stride, 0)
     loop(0, ahead, LINE, (), lambda line: (source + line + AHEAD).prefetch())
-    return read_integers(call, tile, source, stride, n)
-
-
-def read_integers(call: Struct, tile: Struct, source: Value, stride: Value, n: Value) -> Value:
-    """Do this for n integers of the format of the labels, at most TILE."""
 
     def width(bits: int) -> Callable[[], State]:
         buffer = tile.logits.at(0)
