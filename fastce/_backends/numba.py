@@ -91,7 +91,9 @@ def describe(problem: Problem, num_threads: int) -> Plan:
     """Return what this problem would get, were no other thread inside."""
     threads = _threads(num_threads)
     kernel = "vectors of positions" if _across(problem.logits) else "vectors of classes"
-    if problem.output is Output.STATISTICS:
+    if _is_staged(problem, checking=False):
+        kernel = f"staged rows, {kernel}"
+    elif problem.output is Output.STATISTICS:
         kernel = f"statistics of rows, {kernel}"
     elif problem.kind is Kind.TEACHER:
         kernel = f"rows beside a teacher's, {kernel}"
@@ -641,12 +643,14 @@ def _put_transform(call: Any, p: Problem) -> None:
     """Describe what is done to logits."""
     call["shifts"] = p.temperature != 1 and not p.softcap
     call["gradient_divisor"] = 1.0 if p.softcap else p.temperature
-    temperature, most = Fraction(p.temperature), Fraction(float(np.finfo(p.real).max))
+    temperature, limits = Fraction(p.temperature), np.finfo(p.real)
+    most, least = Fraction(float(limits.max)), float(limits.smallest_subnormal)
     inverse = min(1 / temperature, most)
-    # The low part is above 0, so that in a product with an infinity both have its sign.
+    # Rounded down, and a rest above 0: in a product with an infinity both have its sign.
     high = p.real.type(float(inverse))
     high = np.nextafter(high, 0 * high) if Fraction(float(high)) >= inverse else high
-    call["per_temperature"] = float(high), float(inverse - Fraction(float(high)))
+    high = max(float(high), least)
+    call["per_temperature"] = high, max(float(inverse - Fraction(high)), least)
     call["softcap"] = p.softcap
     if p.softcap:
         call["per_softcap"] = float(min(1 / (temperature * Fraction(p.softcap)), most))
