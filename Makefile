@@ -18,7 +18,7 @@ SOURCES := $(sort $(wildcard fastce/_core.pyx fastce/*.pxd fastce/include/*.h) $
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 CYTHON_FILES := $(wildcard fastce/*.pyx fastce/*.pxd)
-C_FILES := $(sort $(shell find src_c fastce/include tests/c tests/fuzz bench accuracy -name '*.[ch]' 2>/dev/null))
+C_FILES := $(sort $(shell find src_c fastce/include tests/c tests/fuzz accuracy -name '*.[ch]' 2>/dev/null))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all build lint format types test-c test-c-native test-c-neon sanitize mutants breakage fuzz pytest bench bench-pytest accuracy dist clean

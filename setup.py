@@ -49,8 +49,9 @@ class BuildExt(build_ext):
     def build_extensions(self) -> None:
         library, binding = self.extensions
         if self.has_openmp():
-            library.extra_compile_args.append("-fopenmp")
-            library.extra_link_args.append("-fopenmp")
+            for extension in self.extensions:
+                extension.extra_compile_args.append("-fopenmp")
+                extension.extra_link_args.append("-fopenmp")
         else:
             print("fastce: building without OpenMP: every call will use one thread")
         # One place for the objects of every kind of install, a different one for every way to compile.

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from bench.cases import CASES, Case, available_threads
-from bench.measure import LIMIT, SYSTEMS, Measurement, measure
-from bench.ours import OURS
-from bench.system import System
+from fastce._bench.cases import CASES, Case, available_threads
+from fastce._bench.measure import LIMIT, SYSTEMS, Measurement, measure
+from fastce._bench.ours import OURS
+from fastce._bench.system import System
 
 NOT_OTHERS = ("fastce cython", "fastce auto", "fastce numba", LIMIT)
 """What a comparison with "the best of the others" leaves out; the naive baseline is one of the others."""

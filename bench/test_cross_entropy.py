@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bench.cases import CASES, Case, inputs
-from bench.measure import SYSTEMS, measure
-from bench.ours import OURS
-from bench.reference import mistake
-from bench.system import System
+from fastce._bench.cases import CASES, Case, inputs
+from fastce._bench.measure import SYSTEMS, measure
+from fastce._bench.ours import OURS
+from fastce._bench.reference import mistake
+from fastce._bench.system import System
 
 # What other systems warn about is their own business.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -4,6 +4,7 @@
 Nothing is validated here, and nothing is copied: the front end saw to both.
 """
 
+from libc.stdint cimport uint64_t
 cimport numpy as cnp
 from libc.string cimport memset
 
@@ -420,3 +421,29 @@ def flat_call_address(bytes isa):
         flat_isa = isa
         flat_isa_name = flat_isa
     return <size_t>&flat_call_here
+
+
+cdef extern from "memory_limit.h" nogil:
+    uint64_t memory_read(const char *data, size_t n_bytes, size_t prefetch, int n_threads)
+    void memory_read_write(
+        const char *data, char *out, size_t n_bytes, size_t prefetch, int streaming, int n_threads
+    )
+
+
+def read_memory(const unsigned char[::1] data, size_t prefetch, int num_threads):
+    """Visit bytes once, for a benchmark's memory limit; `prefetch` is how many bytes ahead, or 0."""
+    cdef uint64_t total = 0
+    if data.shape[0] > 0 and num_threads > 0:
+        with nogil:
+            total = memory_read(<const char *>&data[0], data.shape[0], prefetch, num_threads)
+    return total
+
+
+def copy_memory(
+    const unsigned char[::1] data, unsigned char[::1] out, size_t prefetch, bint streaming, int num_threads
+):
+    """Copy bytes to `out`, which is as long and aligned to 64, for a benchmark's memory limit."""
+    if out.shape[0] < data.shape[0] or data.shape[0] == 0 or num_threads < 1 or <size_t>&out[0] % 64:
+        raise ValueError("out: expected as many bytes, aligned to 64")
+    with nogil:
+        memory_read_write(<const char *>&data[0], <char *>&out[0], data.shape[0], prefetch, streaming, num_threads)

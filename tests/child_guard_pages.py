@@ -85,9 +85,12 @@ def call(
     s = place(4, rng.random(positions).astype(np.float32))
     options = {"axis": axis, "weight": weight, "sample_weight": s, "label_smoothing": 0.1}
     engine.cross_entropy_with_grad(x, y, out=out, **options)
+    engine.call("focal_loss_with_grad", x, y, axis=axis, gamma=1.5, out=out)
     dense = place(1, cases.dense(rng, shape, np.float32))
     engine.cross_entropy_with_grad(x, dense, out=out, **options)
     engine.softmax(x, axis=axis, out=out)
+    engine.call("log_softmax", x, axis=axis, out=out)
+    engine.call("logsumexp", x, axis=axis)
 
 
 def call_family(
@@ -112,6 +115,11 @@ def call_family(
     engine.call("categorical_cross_entropy_with_grad", p, q, out=out)
     engine.call("kl_divergence", p, q)
     engine.call("js_divergence", p, q)
+    engine.call("entropy", p)
+    engine.call("row_statistics", p, y)
+    engine.call("row_statistics", p, fields=("entropy", "argmax"))
+    engine.call("distillation_loss", p, q, temperature=2.0)
+    engine.call("distillation_loss_with_grad", p, q, temperature=2.0, out=out)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from c_builds import ROOT, TESTS, Build, available_isas
 
 UNDEFINED = "bounds,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow,alignment,vla-bound"
 ADDRESS = (f"-fsanitize=address,{UNDEFINED}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-fopenmp")
-CONTRACT = ["test_contract_inputs.py", "test_contract_determinism.py", "test_torture.py", "test_row_statistics.py"]
-"""The files that reach every kernel; in each, the tests of the C core."""
+MORE = ["test_torture.py", "test_row_statistics.py", "test_distillation.py", "test_focal.py", "test_family_values.py"]
+"""With the contract suite they reach every kernel; in each file, the tests of the C core."""
 
 
 def run(command: list[str], **env: str) -> None:
@@ -44,21 +44,22 @@ def main() -> None:
 
     address = Build(f"asan-{suffix}", isas, ("-O1", "-fPIC", *ADDRESS))
     core = address.objects(address.core_sources())
-    programs = ["test_arguments", "test_rules", "test_convert", "test_threads"] + ([] if quick else ["test_values"])
-    for name in programs:
+    everything = [path.stem for path in sorted(TESTS.glob("test_*.c"))]
+    for name in [name for name in everything if not quick or name != "test_values"]:
         run([str(address.program(TESTS / f"{name}.c", core))])
 
     thread = Build(f"tsan-{suffix}", isas, ("-O1", "-fsanitize=thread"), link=("-lpthread",))
     seam = [TESTS / "plain_threads.c" if path.stem == "threads" else path for path in thread.core_sources()]
     core_of_threads = thread.objects(seam)
-    for name in ["test_threads"] if quick else ["test_threads", "test_rules"]:
+    for name in ["test_threads"] if quick else everything:
         run([str(thread.program(TESTS / f"{name}.c", core_of_threads))], TSAN_OPTIONS="halt_on_error=1")
 
     if not quick:  # the library takes the place of the one in the package, by its name
         library = address.folder / "libfastce.so"
         address.link_to(library, core, "-shared", "-Wl,-soname,libfastce.so")
         preload = f"{library_of(address.cc, 'libasan.so')} {library}"
-        files = [str(ROOT / "tests" / name) for name in CONTRACT]
+        tests = ROOT / "tests"
+        files = [str(path) for path in (*sorted(tests.glob("test_contract_*.py")), *(tests / name for name in MORE))]
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "cython", *files]
         run(command, LD_PRELOAD=preload, ASAN_OPTIONS="detect_leaks=0", PYTHONMALLOC="malloc")
     print(f"sanitizers on {', '.join(isas)}: nothing found, {time.monotonic() - started:.0f} s")

@@ -22,6 +22,7 @@ IN_BOTH = [
     "fastce/data/digits_logits.npy",
     "fastce/data/digits_labels.npy",
     "fastce/data/README.md",
+    "fastce/_bench/cases.py",
 ]
 IN_SDIST = [
     *IN_BOTH,
@@ -36,7 +37,7 @@ IN_SDIST = [
         "setup.py",
         ".ci/run",
     ),
-    *("fastce/_core.pyx", "src_c/api.c", "tests/oracle.py", "bench/cases.py", "tools/check_dist.py"),
+    *("fastce/_core.pyx", "src_c/api.c", "tests/oracle.py", "bench/__main__.py", "tools/check_dist.py"),
     *("accuracy/table.json", "accuracy/sweep.c", "docs/accuracy.md", "docs/numba.md"),
 ]
 LIBRARY = "fastce/libfastce.so" if sys.platform != "darwin" else "fastce/libfastce.dylib"

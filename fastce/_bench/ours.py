@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from bench.cases import LABEL_SMOOTHING, Z_LOSS, Case, Inputs, available_threads
-from bench.family import TEMPERATURE
-from bench.reference import Answer
-from bench.system import Call, System
+from fastce._bench.cases import LABEL_SMOOTHING, Z_LOSS, Case, Inputs, available_threads
+from fastce._bench.family import TEMPERATURE
+from fastce._bench.reference import Answer
+from fastce._bench.system import Call, System
 
 
 def fastce_call(backend: str, case: Case, arrays: Inputs) -> Call:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from bench.family import FAMILY, Array
+from fastce._bench.family import FAMILY, Array
 
 Output = Literal["forward", "grad", "grad fresh"]
 """What is asked for: the mean loss; with its gradient, into an array that is there; or into a new one."""

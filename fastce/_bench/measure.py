@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from time import perf_counter, sleep
 from typing import Any
 
-from bench.cases import Case, inputs
-from bench.memory_limit import limit_call
-from bench.ours import OURS
-from bench.peers import PEERS
-from bench.reference import mistake
-from bench.system import System
+from fastce._bench.cases import Case, inputs
+from fastce._bench.memory_limit import limit_call
+from fastce._bench.ours import OURS
+from fastce._bench.peers import PEERS
+from fastce._bench.reference import mistake
+from fastce._bench.system import System
 
 SYSTEMS = (*OURS, *PEERS)
 
@@ -74,7 +74,7 @@ def measure(
     if moved := limit_call(case, inputs(case)):
         timed.append((limit, moved, _repetitions(moved)))
     else:
-        limit.why_not = "a small case, or no C compiler"
+        limit.why_not = "a small case, or no C core"
     end, rounds = perf_counter() + budget, 0
     while timed and rounds < max_rounds and (rounds < min_rounds or perf_counter() < end):
         rounds += 1

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from bench.cases import Case, Inputs
-from bench.reference import Answer
+from fastce._bench.cases import Case, Inputs
+from fastce._bench.reference import Answer
 
 
 class Call(NamedTuple):

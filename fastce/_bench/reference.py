@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bench.cases import IGNORE_INDEX, LABEL_SMOOTHING, Z_LOSS, Case, inputs
-from bench.family import FAMILY, Array
+from fastce._bench.cases import IGNORE_INDEX, LABEL_SMOOTHING, Z_LOSS, Case, inputs
+from fastce._bench.family import FAMILY, Array
 
 BLOCK = 1 << 20
 """Logits a block: small beside what is measured."""

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.cases import LABEL_SMOOTHING, Case, Inputs, available_threads
-from bench.family import GAMMA, TEMPERATURE, Array
-from bench.reference import Answer
-from bench.system import Call, System
+from fastce._bench.cases import LABEL_SMOOTHING, Case, Inputs, available_threads
+from fastce._bench.family import GAMMA, TEMPERATURE, Array
+from fastce._bench.reference import Answer
+from fastce._bench.system import Call, System
 
 WIDE = ("float32", "float64")
 
