@@ -584,6 +584,7 @@ LEAST_STAGED = 16
 
 
 def _make_staged_plan(p: Problem, checking: bool) -> _Plan:
+    """Say what is staged and where, how it is made, and what a visit of it is told."""
     size, n_classes = p.real.itemsize, p.n_classes
     name = f"f{size}"
     across = _across(p.logits)
@@ -599,14 +600,18 @@ def _make_staged_plan(p: Problem, checking: bool) -> _Plan:
         start, end = end, end + -(-size // 64) * 64
         return start
 
-    nothing, kernel_across = types.none, types.int64 if across else types.none
+    def kernel(function: Any, **streams: Stream) -> int:
+        at = types.int64 if across and function is not _numba_staged.stage_lists else types.none
+        kinds = (streams.get(name, types.none) for name in ("x", "dense", "q", "out"))
+        return _kernel(function, (*kinds, types.none, at, types.none))
+
+    real = Stream(name, name)
     if p.listed is not None and p.probabilities is not None:
         call["list_length"] = length = p.listed.shape[-1]
         call["largest_listed"], call["most_listed"] = p.largest_target, p.most_listed
         call["spreads"] = p.spread_missing
         call["lists"] = room(length * _numba_staged.LISTED_BYTES)
-        kinds = nothing, Stream(_code(p.probabilities), "f8"), Stream(name, name), *(nothing,) * 4
-        call["list_entry"] = _kernel(_numba_staged.stage_lists, kinds)
+        call["list_entry"] = kernel(_numba_staged.stage_lists, dense=Stream(_code(p.probabilities), "f8"), q=real)
     visit = None
     if not checking:
         pitch = tile + 2 * LEAST_STAGED  # whole vectors are written, and no power of two
@@ -619,13 +624,11 @@ def _make_staged_plan(p: Problem, checking: bool) -> _Plan:
         staged = {LOGITS: logits, OUT: out, DENSE: p.listed is not None}
         if logits:
             call["stage"][LOGITS] = room(n_bytes)
-            x = Stream(_code(p.logits), name)
-            call["stage_entry"] = _kernel(_numba_staged.stage_logits, (x, *(nothing,) * 4, kernel_across, nothing))
+            call["stage_entry"] = kernel(_numba_staged.stage_logits, x=Stream(_code(p.logits), name))
         if out and p.out is not None:
             call["stage"][OUT] = call["stage"][LOGITS]
             call["slopes"] = room(n_bytes) if capped else 0
-            kinds = Stream(name, name), nothing, nothing, Stream(_code(p.out), name), nothing, kernel_across, nothing
-            call["send_entry"] = _kernel(_numba_staged.send_gradient, kinds)
+            call["send_entry"] = kernel(_numba_staged.send_gradient, x=real, out=Stream(_code(p.out), name))
         if p.listed is not None:
             call["stage"][DENSE] = room(n_bytes)
         _put_transform(call, p)
@@ -636,7 +639,8 @@ def _make_staged_plan(p: Problem, checking: bool) -> _Plan:
         call["visit_plan"] = visit.ctypes.data
         call["visit_entry"] = _kernel(*_function(visited, checking))
     call["staging"] = staging = 1 << (end - 1).bit_length()
-    return _Plan(record, _kernel(_numba_staged.staged, (nothing,) * 7), p.n_rows, int(call["n_blocks"]), staging, visit)
+    entry = _kernel(_numba_staged.staged, (types.none,) * 7)
+    return _Plan(record, entry, p.n_rows, int(call["n_blocks"]), staging, visit)
 
 
 def _put_transform(call: Any, p: Problem) -> None:
