@@ -15,6 +15,9 @@ enum {
 /* Above them, sizes of scratch and numbers of chunks might overflow; nobody lives to see as many. */
 static const int64_t MOST_CLASSES = (int64_t)1 << 48, MOST_ROWS = (int64_t)1 << 56;
 
+/* Places in a list are kept where masses will be, in 32 bits. */
+static const int64_t MOST_LISTED = INT32_MAX;
+
 bool is_element_wise(const fastce_problem *q) { return q->kind >= FASTCE_BINARY_LOGITS; }
 
 static bool is_aligned(const void *p, size_t alignment) { return (uintptr_t)p % alignment == 0; }
@@ -83,7 +86,7 @@ static fastce_status check_fields(const fastce_problem *q, int64_t *n_rows) {
     if (q->out.data && !writes) return FASTCE_BAD_ARGUMENT; /* kernels write what is there */
     const bool sparse = q->target_kind == FASTCE_SPARSE, masses = sparse || q->target_kind == FASTCE_DENSE;
     if (has_target != wants_target || (statistics && masses)) return FASTCE_BAD_ARGUMENT;
-    if (sparse && (q->n_listed < 0 || q->n_listed > MOST_CLASSES)) return FASTCE_BAD_SIZE;
+    if (sparse && (q->n_listed < 0 || q->n_listed > MOST_LISTED)) return FASTCE_BAD_SIZE;
     if (q->n_axes > 0 && (!q->shape || !is_aligned(q->shape, alignof(int64_t)))) return FASTCE_BAD_POINTER;
     *n_rows = count_rows(q);
     bool some = *n_rows != 0; /* without rows nothing is needed */
@@ -93,10 +96,14 @@ static fastce_status check_fields(const fastce_problem *q, int64_t *n_rows) {
     const struct {
         const fastce_array *array;
         bool floating, required;
-    } arrays[] = {{&q->logits, true, true},           {&q->target, false, has_target},
-                  {&q->sample_weight, false, false},  {&q->out, true, writes},
-                  {&q->factor, false, false},         {&q->grad_output, false, false},
-                  {&q->positive_weight, false, false}, {sparse ? &q->probabilities : &q->target, false, has_target}};
+    } arrays[] = {{&q->logits, true, true},
+                  {&q->target, false, has_target},
+                  {&q->sample_weight, false, false},
+                  {&q->out, true, writes},
+                  {&q->factor, false, false},
+                  {&q->grad_output, false, false},
+                  {&q->positive_weight, false, false},
+                  {sparse ? &q->probabilities : &q->target, false, has_target}};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
         fastce_status status = check_array(arrays[i].array, arrays[i].floating, arrays[i].required && some, q->n_axes);
         if (status != FASTCE_OK) return status;

@@ -51,7 +51,7 @@ def _scan(p: Problem) -> Totals:
     elif p.listed is not None and p.probabilities is not None:
         t = np.where(p.listed == -1, 0, p.probabilities.astype(np.float64))
         outside = (p.listed != -1) & ((p.listed < 0) | (p.listed >= p.n_classes))
-        bad |= (outside | ~((t >= 0) & (t <= p.largest_target))).any(axis=1) | (t.sum(axis=1) > p.most_listed)
+        bad |= (outside | ~((t >= 0) & (t <= p.largest_target))).any(axis=1) | (_total_listed(p) > p.most_listed)
         weight = s
     if bad.any():
         return Totals(int(bad.argmax()), 0.0, 0.0)
@@ -115,8 +115,16 @@ def _dense(p: Problem) -> Array | None:
     there[at] = True
     if p.spread_missing:
         others = np.maximum(p.n_classes - there.sum(axis=1), 1)
-        t = np.where(there, t, (np.maximum(1 - t.sum(axis=1), 0) / others)[:, None])
+        t = np.where(there, t, (np.maximum(1 - _total_listed(p), 0) / others)[:, None])
     return t
+
+
+def _total_listed(p: Problem) -> Array:
+    """Return the sum of each row's probabilities, added in the order of the list."""
+    if p.listed is None or p.probabilities is None:
+        return np.zeros(p.n_rows)
+    t = np.where(p.listed == -1, 0, p.probabilities.astype(np.float64))
+    return t.cumsum(axis=1)[:, -1] if t.shape[1] else np.zeros(p.n_rows)
 
 
 def _loss(

@@ -30,12 +30,14 @@ static bool check_listed(const task *t, int64_t n, int64_t *listed, double *mass
     return true;
 }
 
-/* Whether nothing is missing to 1 but by rounding: 16 units in the last place of the dtype the masses are in. */
-static bool sum_is_spreadable(const fastce_problem *q, double sum) {
+/* Whether a row's masses may add up to so much: where the rest is spread to 1, but for 16 units in the last place of the
+ * dtype they are in. */
+static bool check_sum(const task *t, double sum) {
     static const double unit[] = {
         [FASTCE_F16] = 0x1p-10, [FASTCE_BF16] = 0x1p-7, [FASTCE_F32] = 0x1p-23, [FASTCE_F64] = 0x1p-52};
+    const fastce_problem *q = t->problem;
     const double slack = dtype_is_floating(q->probabilities.dtype) ? 16 * unit[q->probabilities.dtype] : 0;
-    return !q->spread_missing || sum <= 1 + slack;
+    return sum <= (q->spread_missing ? 1 + slack : t->largest_target);
 }
 
 static int64_t first_bad_sparse_row(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count) {
@@ -48,28 +50,30 @@ static int64_t first_bad_sparse_row(const task *t, const char *const at[], const
             load_listed(q, at[TARGET] + i * step[TARGET], at[BESIDE] + i * step[BESIDE], first, n, listed, mass);
             if (!check_listed(t, n, listed, mass, &sum)) return i;
         }
-        if (!sum_is_spreadable(q, sum)) return i;
+        if (!check_sum(t, sum)) return i;
     }
     return -1;
 }
 
-/* Puts masses where their classes are, those of a class listed more than once together; returns how many classes there
- * are. Class k is at dense[k * stride]. */
-static int64_t put_listed(int64_t n, const int64_t *listed, const double *mass, real *dense, ptrdiff_t stride) {
+/* Adds the masses of a class that is listed more than once to the first of them, in the order of the list; the others list
+ * nothing then. Returns how many classes there are. The row remembers meanwhile where a class came first. Class k is at
+ * dense[k * stride]. */
+static int64_t join_listed(int64_t n, int64_t *listed, double *mass, real *dense, ptrdiff_t stride) {
     int64_t distinct = 0;
-    for (int64_t j = 0; j < n; j++)
-        if (listed[j] >= 0) dense[listed[j] * stride] = -1;
+    for (int64_t j = n - 1; j >= 0; j--) {
+        const int32_t place = (int32_t)j;
+        if (listed[j] >= 0) memcpy(&dense[listed[j] * stride], &place, sizeof place);
+    }
     for (int64_t j = 0; j < n; j++) {
+        int32_t first;
         if (listed[j] < 0) continue;
-        real *to = &dense[listed[j] * stride];
-        if (*to < 0) {
-            *to = (real)mass[j];
+        memcpy(&first, &dense[listed[j] * stride], sizeof first);
+        if (first == j) {
             distinct++;
-            continue;
+        } else {
+            mass[first] += mass[j];
+            listed[j] = -1;
         }
-        double sum = 0;
-        for (int64_t i = 0; i < n; i++) sum += listed[i] == listed[j] ? mass[i] : 0;
-        *to = (real)sum;
     }
     return distinct;
 }
@@ -78,17 +82,20 @@ static int64_t put_listed(int64_t n, const int64_t *listed, const double *mass, 
 static bool densify(const task *t, const char *index, const char *probability, int64_t *listed, double *mass,
                     real *dense, ptrdiff_t stride) {
     const fastce_problem *q = t->problem;
+    const int64_t n = q->n_listed;
     double sum = 0;
-    load_listed(q, index, probability, 0, q->n_listed, listed, mass);
-    if (!check_listed(t, q->n_listed, listed, mass, &sum) || !sum_is_spreadable(q, sum)) {
-        for (int64_t j = 0; j < q->n_listed; j++) listed[j] = -1;
+    load_listed(q, index, probability, 0, n, listed, mass);
+    if (!check_listed(t, n, listed, mass, &sum) || !check_sum(t, sum)) {
+        for (int64_t j = 0; j < n; j++) listed[j] = -1;
         return false;
     }
-    const int64_t distinct = put_listed(q->n_listed, listed, mass, dense, stride), others = q->n_classes - distinct;
-    if (!q->spread_missing || sum >= 1 || others == 0) return true;
-    const real even = (real)((1 - sum) / (double)others);
-    for (int64_t k = 0; k < q->n_classes; k++) dense[k * stride] = even;
-    put_listed(q->n_listed, listed, mass, dense, stride);
+    const int64_t others = q->n_classes - join_listed(n, listed, mass, dense, stride);
+    if (q->spread_missing && others > 0) {
+        const real even = sum < 1 ? (real)((1 - sum) / (double)others) : 0;
+        for (int64_t k = 0; k < q->n_classes; k++) dense[k * stride] = even;
+    }
+    for (int64_t j = 0; j < n; j++)
+        if (listed[j] >= 0) dense[listed[j] * stride] = (real)mass[j];
     return true;
 }
 

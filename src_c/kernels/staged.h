@@ -108,11 +108,17 @@ typedef struct transform {
     vec divisor, cap, steepest; /* T or T c, c, and the derivative 4 e^2 / (1 + e)^2 / e without its e / (1 + e)^2 */
 } transform;
 
+/* A positive number in the type of the arithmetic, where neither it nor its inverse is 0. */
+static real normal(double x) {
+    const double least = sizeof(real) == 4 ? FLT_MIN : DBL_MIN;
+    return (real)(x < least ? least : x > 1 / least ? 1 / least : x);
+}
+
 static transform transform_of(const task *t) {
     const fastce_problem *q = t->problem;
     const double temperature = t->divided ? q->temperature : 1, cap = t->capped ? q->softcap : 1;
-    return (transform){t->capped, v_set1((real)(temperature * cap)), v_set1((real)cap),
-                       v_set1((real)(4 / temperature))};
+    return (transform){t->capped, v_set1(normal(temperature * cap)), v_set1(normal(cap)),
+                       v_set1(normal(4 / temperature))};
 }
 
 /* c tanh(x / (T c)) of up to four vectors, and its derivative. Errors beside that of the quotient, itself rounded: tanh is
