@@ -44,7 +44,7 @@ class Rows:
     """The logits, where x is what stands for them: with a temperature T or a softcap c."""
     temperature: float = 1.0
     softcap: float = 0.0
-    slope: Any = Wide(1)
+    slope: Any = 1
     """The derivative of x by the logits."""
 
     @property
@@ -308,7 +308,9 @@ def cross_entropy(
             value = _total(rows.loss) / unit if reduction == "sum" else (rows.loss / unit).reshape(positions)
             scale = np.full(n, 1 / unit)
         # A scale of 0 here is a mean over nothing, whose gradient is exactly 0.
-        grad = np.where((scale == 0)[:, None] | ignored[:, None], Wide(0), rows.grad * slope * (scale * upstream)[:, None])
+        grad = np.where(
+            (scale == 0)[:, None] | ignored[:, None], Wide(0), rows.grad * slope * (scale * upstream)[:, None]
+        )
     grad = np.moveaxis(grad.reshape(moved.shape), -1, axis)
     return Answer(rows, scale, upstream, value, grad, axis)
 

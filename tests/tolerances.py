@@ -91,10 +91,10 @@ def _doubts(rows: Rows, real: Format) -> tuple[Array, Array]:
 
 
 def _moved(rows: Rows, real: Format) -> Array:
-    """How far what stands for a logit may be from its exact value, beyond the rounding of its distance to others: (n, C).
+    """How far what stands for a logit may be off, beside the rounding of its distance to others: (n, C).
 
-    A temperature that is no power of two is rounded, and so is the quotient; a softcap's tanh is as far off as the table
-    says.
+    A temperature that is no power of two is rounded, and so is the quotient; a softcap's tanh is as far off as the
+    table says.
     """
     with np.errstate(all="ignore"):
         there = rows.finite[:, None] & np.isfinite(rows.x)
@@ -115,7 +115,8 @@ def _sloped(rows: Rows, bound: Array, real: Format) -> Array:
         off = SOFTCAP_SLOPE_ULPS * 2 * real.half_eps + np.where(np.isfinite(u), 4 * u * real.half_eps, Wide(0))
         off = np.where(rows.slope * Wide(rows.temperature) < 8 * real.tiny, Wide(1), np.minimum(off, 1))
         grad = np.where(np.isfinite(rows.grad), np.abs(rows.grad), Wide(0))
-        return rows.slope * (bound * (1 + off) + grad * off)
+        slope = np.where(np.isfinite(rows.slope), rows.slope, Wide(0))
+        return slope * (bound * (1 + off) + grad * off)
 
 
 def _rounded(d: Array, real: Format) -> Array:
