@@ -514,13 +514,12 @@ def _bad_list(request: Request, index: tuple[int, ...], classes: Array, values: 
             return IndexError(f"target: class {label} at index {at} is out of range for {p.n_classes} classes")
         if label != -1 and not 0 <= value <= p.largest_target:
             beyond = f" in the range of {p.real}" if 0 <= value < math.inf else ""
-            return ValueError(
-                f"target: expected probabilities that are finite and >= 0{beyond}, got {value!r} at index {at}"
-            )
-    total = float(values[classes != -1].sum())
+            accepted = f"finite numbers >= 0{beyond}"
+            return ValueError(f"target: expected {accepted}, got {value!r} at index {at} of probabilities")
+    total = sum((float(value) for value, label in zip(values, classes, strict=True) if label != -1), 0.0)
     if total > p.most_listed:
-        most = "1, of which the rest is spread," if p.spread_missing else f"the range of {p.real}"
-        return ValueError(f"target: expected probabilities that sum to at most {most} got {total!r} at index {index}")
+        most = "that sum to at most 1" if p.spread_missing else f"whose sum is in the range of {p.real}"
+        return ValueError(f"target: expected probabilities {most}, got {total:.6g} at index {index}")
     return ValueError(f"target: row {index} changed while it was being read")
 
 
