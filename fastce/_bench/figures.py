@@ -385,7 +385,7 @@ def _map(title: str, cells: dict[tuple[int, int], float], most: float) -> Figure
 
 
 def changes_figure(changes: Sequence[Change]) -> Figure:
-    drawing = _drawing(xaxis={"title": "new time over old time", "type": "log", "tickformat": ".3~f", "dtick": None})
+    drawing = _drawing(xaxis={"title": "new time over old time"})
     kinds = {
         "slower": ("#D55E00", "triangle-right"),
         "faster": ("#0072B2", "triangle-left"),
