@@ -383,7 +383,7 @@ def cross_entropy_with_grad(
     z-loss. For other targets it is within 8 ULP of :math:`\max(Q p_k, q_k)`, and a z-loss adds 8 ULP of :math:`2 z
     |\ell| p_k` and :math:`2 z p_k` times the error of :math:`\ell`. The rounding of :math:`x_k - m`, and for a
     label that of its own distance from :math:`m`, comes on top as it does in `cross_entropy`; so does half a ULP of
-    the dtype of ``grad``, and with a softcap 8 ULP of its derivative and the two roundings of :math:`x_k / (T c)`
+    the dtype of ``grad``, and with a softcap 8 ULP of its derivative, and three roundings of :math:`x_k / (T c)`
     in it.
 
     float16 has no numbers below 6e-8: gradients of a mean over many rows vanish in it. Ask for them scaled with

@@ -111,8 +111,8 @@ def _sloped(rows: Rows, bound: Array, real: Format) -> Array:
         return bound * rows.slope
     with np.errstate(all="ignore"):
         u = np.abs(rows.raw / Wide(rows.temperature) / Wide(rows.softcap))
-        # The quotient and what it is divided by are rounded, and exp(-2u) is off by what that does to 2u.
-        off = SOFTCAP_SLOPE_ULPS * 2 * real.half_eps + np.where(np.isfinite(u), 4 * u * real.half_eps, Wide(0))
+        # T c, its inverse and the product with that are rounded, and exp(-2u) is off by what that does to 2u.
+        off = SOFTCAP_SLOPE_ULPS * 2 * real.half_eps + np.where(np.isfinite(u), 6 * u * real.half_eps, Wide(0))
         off = np.where(rows.slope * Wide(rows.temperature) < 8 * real.tiny, Wide(1), np.minimum(off, 1))
         grad = np.where(np.isfinite(rows.grad), np.abs(rows.grad), Wide(0))
         slope = np.where(np.isfinite(rows.slope), rows.slope, Wide(0))

@@ -105,7 +105,8 @@ static size_t staged_scratch_bytes(const task *t) {
 /* The temperature and the softcap of a call. */
 typedef struct transform {
     bool capped;
-    vec divisor, cap, steepest; /* T or T c, c, and the derivative 4 e^2 / (1 + e)^2 / e without its e / (1 + e)^2 */
+    vec inverse, cap,
+        steepest; /* 1 / T or 1 / (T c), c, and the derivative 4 e^2 / (1 + e)^2 / e without its e / (1 + e)^2 */
 } transform;
 
 /* A positive number in the type of the arithmetic, where neither it nor its inverse is 0. */
@@ -117,18 +118,18 @@ static real normal(double x) {
 static transform transform_of(const task *t) {
     const fastce_problem *q = t->problem;
     const double temperature = t->divided ? q->temperature : 1, cap = t->capped ? q->softcap : 1;
-    return (transform){t->capped, v_set1(normal(temperature * cap)), v_set1(normal(cap)),
+    return (transform){t->capped, v_set1(normal(1 / (temperature * cap))), v_set1(normal(cap)),
                        v_set1(normal(4 / temperature))};
 }
 
-/* c tanh(x / (T c)) of up to four vectors, and its derivative. Errors beside that of the quotient, itself rounded: tanh is
+/* c tanh(x / (T c)) of up to four vectors, and its derivative. Errors beside that of the product with the inverse: tanh is
  * within 3 ULP, relative, its derivative within 4.
  *   |u| < 5/8: u + u^3 P(u^2); else with e = exp(-2 |u|): (1 - e) / (1 + e), where no digits are lost */
 static INLINE void cap_vectors(vec *x, vec *slope, int count, const transform *f) {
     enum { TERMS = sizeof tanh_coefficients / sizeof *tanh_coefficients };
     const vec one = v_set1(1), zero = v_set1(0);
     vec u[4], size[4], e[4], z[4], p[4];
-    for (int j = 0; j < count; j++) u[j] = v_div(x[j], f->divisor);
+    for (int j = 0; j < count; j++) u[j] = v_mul(x[j], f->inverse);
     for (int j = 0; j < count; j++) size[j] = v_max(u[j], v_sub(zero, u[j]));
     for (int j = 0; j < count; j++) e[j] = v_mul(size[j], v_set1(-2));
     exp_vectors(e, count);
@@ -150,7 +151,7 @@ static INLINE void transform_vectors(vec *x, vec *slope, vec shift, int count, c
         cap_vectors(x, slope, count, f);
         return;
     }
-    for (int j = 0; j < count; j++) x[j] = v_div(v_sub(x[j], shift), f->divisor);
+    for (int j = 0; j < count; j++) x[j] = v_mul(v_sub(x[j], shift), f->inverse);
 }
 
 /* A row of neighbouring classes, as stored, to where it is staged; which may be the same place. */
