@@ -141,35 +141,56 @@ static void zero_rows(const call *c, const rows *r, int64_t first, int64_t count
     }
 }
 
-/* Visits the rows of a batch that are not ignored together with those that wait; returns the first bad row of the run. */
-static int64_t visit_kept(const call *c, run *u, const rows *batch, int64_t first, chunk_state *state, char *scratch) {
+/* Has a row wait for others to be visited with; returns the first bad row if they were, or -1. */
+static int64_t await_others(const call *c, rows *w, const rows *batch, int64_t i, int64_t row, chunk_state *state,
+                            char *scratch) {
+    const fastce_problem *q = c->task.problem;
+    const ptrdiff_t bytes = q->n_classes * q->logits.class_stride;
+    if (c->task.lanes && bytes > 0)
+        for (const char *p = w->logits + row * w->logits_step, *end = p + bytes; p < end; p += ALIGNMENT)
+            __builtin_prefetch(p);
+    int64_t n = w->count++;
+    w->index[n] = row;
+    w->label[n] = batch->label[i];
+    w->weight[n] = batch->weight[i];
+    w->label_mass[n] = batch->label_mass[i];
+    w->positive[n] = batch->positive[i];
+    w->grad_scale[n] = batch->grad_scale[i];
+    return w->count == VISIT_ROWS ? visit(c, w, state, scratch) : -1;
+}
+
+/* Lists the rows of a batch that are not ignored, and behind them its size; returns how many there are. Without a branch
+ * or a comparison of floats, whose results would be waited for. */
+static int64_t find_kept(const rows *batch, int64_t *kept) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < batch->count; i++) {
+        uint64_t bits;
+        memcpy(&bits, &batch->weight[i], sizeof bits);
+        kept[n] = i;
+        n += bits << 1 != 0;
+    }
+    kept[n] = batch->count;
+    return n;
+}
+
+/* Visits the n_kept rows of a batch that are not ignored together with those that wait; returns the first bad row of the
+ * run. */
+static int64_t visit_kept(const call *c, run *u, const rows *batch, const int64_t *kept, int64_t n_kept, int64_t first,
+                          chunk_state *state, char *scratch) {
     const fastce_problem *q = c->task.problem;
     const bool dense = q->target_kind == FASTCE_DENSE; /* lists are not waited for: see every_row */
     rows *w = &u->waiting;
-    for (int64_t i = 0, n_ignored; i < batch->count; i += n_ignored > 0 ? n_ignored : 1) {
-        int64_t row = first + i, bad = -1;
-        for (n_ignored = 0; i + n_ignored < batch->count && batch->weight[i + n_ignored] == 0; n_ignored++)
-            if (dense && n_ignored == 1) break;
-        if (n_ignored > 0) {
-            if (dense) {
-                const char *const at[ARRAY_COUNT] = {[TARGET] = u->at[TARGET] + row * u->step[TARGET]};
-                bad = c->kernels->first_bad_target(&c->task, at, u->step, 1);
-                if (bad == 0) {
-                    int64_t earlier = visit(c, w, state, scratch);
-                    return earlier < 0 ? row : earlier;
-                }
-            }
-            zero_rows(c, w, row, n_ignored);
-            continue;
+    for (int64_t j = 0, i = 0; j <= n_kept; i = kept[j++] + 1) {
+        for (int64_t k = i; k < kept[j] && dense; k++) {
+            const int64_t row = first + k;
+            const char *const at[ARRAY_COUNT] = {[TARGET] = u->at[TARGET] + row * u->step[TARGET]};
+            if (c->kernels->first_bad_target(&c->task, at, u->step, 1) < 0) continue;
+            int64_t earlier = visit(c, w, state, scratch);
+            return earlier < 0 ? row : earlier;
         }
-        int64_t n = w->count++;
-        w->index[n] = row;
-        w->label[n] = batch->label[i];
-        w->weight[n] = batch->weight[i];
-        w->label_mass[n] = batch->label_mass[i];
-        w->positive[n] = batch->positive[i];
-        w->grad_scale[n] = batch->grad_scale[i];
-        if (w->count == VISIT_ROWS) bad = visit(c, w, state, scratch);
+        if (i < kept[j] && (w->values || q->output == FASTCE_GRAD)) zero_rows(c, w, first + i, kept[j] - i);
+        if (j == n_kept) break;
+        int64_t bad = await_others(c, w, batch, kept[j], first + kept[j], state, scratch);
         if (bad >= 0) return bad;
     }
     return -1;
@@ -213,12 +234,11 @@ static int64_t visit_run(const call *c, run *u, int64_t count, chunk_state *stat
             if (bad >= 0) return done + bad;
             continue;
         }
-        int64_t kept = n;
-        if (!batch.all_kept)
-            for (int64_t i = 0; i < n; i++) kept -= batch.weight[i] == 0;
-        /* While most of its rows are wanted, a batch stays whole: its neighbours are loaded, or stored, together. */
-        bool dense = t->problem->target_kind == FASTCE_DENSE;
-        bool whole = kept == n || (kept > n / 2 && !dense) || t->every_row;
+        int64_t kept[VISIT_ROWS + 1], n_kept = batch.all_kept && u->waiting.count == 0 ? n : find_kept(&batch, kept);
+        /* While most of its rows are wanted, a batch stays whole: its neighbours are loaded, or stored, together. Few
+         * classes are computed sooner than zeros are written here and there. */
+        bool dense = t->problem->target_kind == FASTCE_DENSE, together = t->lanes && t->problem->output == FASTCE_GRAD;
+        bool whole = n_kept == n || ((n_kept > n / 2 || (together && n_kept > 0)) && !dense) || t->every_row;
         if (whole && u->waiting.count == 0) {
             batch.consecutive = true;
             batch.first = done;
@@ -226,7 +246,7 @@ static int64_t visit_run(const call *c, run *u, int64_t count, chunk_state *stat
             bad = visit(c, &batch, state, scratch);
             batch.count = size;
         } else {
-            bad = visit_kept(c, u, &batch, done, state, scratch);
+            bad = visit_kept(c, u, &batch, kept, n_kept, done, state, scratch);
         }
         if (bad >= 0) return bad;
     }
@@ -360,7 +380,7 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
         for (int64_t k = 0; k < q->n_classes; k++) add_exactly(&sum, &lost, q->class_vector[k]);
     t->q_vector_sum = sum + lost;
     bool labels = q->target_kind == FASTCE_LABELS;
-    t->even_q = labels && !t->lanes ? even_q(q, t->q_vector_sum) : 0;
+    t->even_q = labels && (!t->lanes || q->n_classes <= FEW_CLASSES) ? even_q(q, t->q_vector_sum) : 0;
     t->needs_max = !labels || (q->class_vector && t->even_q == 0);
     t->plain = !t->needs_max && !q->class_vector && q->z_loss == 0;
 }

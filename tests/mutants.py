@@ -84,7 +84,7 @@ MUTANTS = [
     Mutant(
         "ignored rows weigh like others",
         "kernels/targets.h",
-        "if (labels && r->label[i] < 0) r->weight[i] = 0;",
+        "weight[i] *= label[i] < 0 ? 0.0 : 1.0;",
         "",
     ),
     Mutant(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cases
-from checks import same_bits
+from checks import agree, same_bits
 from matrix import BLOCK, Engine
 
 DType = np.dtype[Any]
@@ -68,6 +68,22 @@ def test_a_row_alone(compiled: Engine, dtype: DType, rng: np.random.Generator, n
             copied = compiled.cross_entropy_with_grad(x[rows].copy(), target[rows].copy(), reduction="none", **options)
             assert same_bits(copied.loss, loss[rows])
             assert same_bits(copied.grad, grad[rows])
+
+
+@pytest.mark.parametrize("n_classes", [2, 21])
+def test_a_smoothed_row_alone(compiled: Engine, dtype: DType, rng: np.random.Generator, n_classes: int) -> None:
+    """The same with label smoothing, beside rows whose label lies too far below the others to be the shift."""
+    x, y = cases.normal(rng, (40, n_classes), dtype), cases.labels(rng, 40, n_classes)
+    x[3::4] += np.asarray(900, dtype)
+    x[np.arange(40), y] = np.asarray(0.25, dtype)
+    x[1::5, :2] = np.asarray(0.25, dtype)  # others where the label is
+    x[2::9, 0] = np.where(y[2::9] == 0, x[2::9, 0], -np.inf)
+    agree(compiled, x, y, reduction="none", label_smoothing=0.1)
+    loss, grad = compiled.cross_entropy_with_grad(x, y, reduction="none", label_smoothing=0.1)
+    for rows in [slice(i, i + 1) for i in range(5)] + [slice(4, 7), slice(8, 11)]:
+        alone = compiled.cross_entropy_with_grad(x[rows], y[rows], reduction="none", label_smoothing=0.1)
+        assert same_bits(alone.loss, loss[rows])
+        assert same_bits(alone.grad, grad[rows])
 
 
 def test_a_position_alone(compiled: Engine, dtype: DType, rng: np.random.Generator) -> None:

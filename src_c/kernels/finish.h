@@ -116,9 +116,11 @@ static void finish(const task *t, const rows *r, results *s, bool plain, chunk_s
             }
             v_store(&s->value[i], value);
             if (!r->all_kept) {
-                for (int64_t k = i; k < i + LANES && k < r->count; k++)
-                    if (r->weight[k] == 0) s->value[k] = 0;
-                value = v_load(&s->value[i]);
+                /* A weight that is too small for real is not 0. */
+                real kept[LANES];
+                for (int k = 0; k < LANES; k++) kept[k] = r->weight[i + k] != 0;
+                value = v_select(v_gt(v_load(kept), zero), value, zero);
+                v_store(&s->value[i], value);
             }
             if (n < LANES) value = v_load_first(&s->value[i], n, zero);
             v_accumulate(total.sum, total.lost, value);
@@ -154,7 +156,14 @@ typedef struct gradient {
 /* What adds nothing, not even to a zero of either sign. */
 #define NOTHING (real) - 0.0
 
-static INLINE bool must_lower(double factor) { return fabs(factor) < SMALLEST_FACTOR; }
+/* Not where there is nothing to keep the digits of, in ignored rows. By the bits, which vectors compare without branches. */
+static INLINE bool must_lower(double factor) {
+    const double smallest = SMALLEST_FACTOR;
+    uint64_t bits, limit;
+    memcpy(&bits, &factor, sizeof bits);
+    memcpy(&limit, &smallest, sizeof limit);
+    return (bits << 1 >> 1) - 1 < limit - 1;
+}
 
 /* 1 / (1 + rest), from the quotient in the type of the arithmetic: Newton's step is cheaper than a wide division. */
 static INLINE double share_at_max(real rest, real quotient) {
@@ -189,7 +198,8 @@ static INLINE gradient even_gradient(const task *t, const rows *r, const results
         .factor = (real)(factor * (lower ? share / LOWERED : share)),
         .at_label = (real)(scale * ((elsewhere + z_part) * share - on_label * (rest * share))),
         .lowered = lower ? LOWERED : 1,
-        .constant = even != 0 ? (real)(-scale * even) : NOTHING,
+        .constant = t->even_q != 0 ? (real)(-scale * even) : NOTHING,
+        .q_factor = NOTHING,
     };
 }
 
@@ -239,15 +249,15 @@ static INLINE void find_quotients(const results *s, int64_t first, int64_t end, 
 }
 
 /* Of rows [first, end), all plain. */
-static void find_plain_gradients(const rows *r, const results *s, int64_t first, int64_t end, gradients *g) {
+static void find_plain_gradients(const rows *r, const results *s, int64_t first, int64_t end, gradients *restrict g) {
     real quotient[VISIT_ROWS];
     int lowered = 0;
     find_quotients(s, first, end, quotient);
     for (int64_t i = first; i < end; i++) {
-        double factor = r->grad_scale[i] * r->label_mass[i] * share_at_max(s->rest[i], quotient[i]);
-        g->factor[i] = (real)factor;
-        g->at_label[i] = (real)factor * -s->rest[i];
-        lowered |= must_lower(factor);
+        const double scale = r->grad_scale[i] * r->label_mass[i], share = share_at_max(s->rest[i], quotient[i]);
+        g->factor[i] = (real)(scale * share);
+        g->at_label[i] = (real)(scale * share) * -s->rest[i];
+        lowered |= must_lower(scale * share);
     }
     g->any_lowered = lowered;
     for (int64_t i = first; i < end && lowered; i++) {
@@ -259,23 +269,49 @@ static void find_plain_gradients(const rows *r, const results *s, int64_t first,
     }
 }
 
-/* The same where there is z-loss or something spread evenly, and each label served as maximum. */
-static void find_even_gradients(const task *t, const rows *r, results *s, int64_t first, int64_t end, gradients *g) {
-    real quotient[VISIT_ROWS];
-    find_quotients(s, first, end, quotient);
-    for (int64_t i = first / GROUP * GROUP; i < end && t->problem->z_loss != 0; i += GROUP) {
+/* log1p of the rests of rows [first, end). */
+static void find_log_totals(results *s, int64_t first, int64_t end) {
+    for (int64_t i = first / GROUP * GROUP; i < end; i += GROUP) {
         vec x[4];
         for (int j = 0; j < 4; j++) x[j] = v_load(&s->rest[i + j * LANES]);
         log1p_vectors(x, 4);
         for (int j = 0; j < 4; j++) v_store(&s->log_total[i + j * LANES], x[j]);
     }
-    g->any_lowered = false;
+}
+
+/* The same where there is z-loss, for which log_total is known, or something spread evenly, and each label served as
+ * maximum. */
+static void find_even_gradients(const task *t, const rows *r, const results *s, int64_t first, int64_t end,
+                                gradients *restrict g) {
+    const double even_q = t->even_q, others = t->q_vector_sum - even_q, twice = t->problem->z_loss != 0 ? 2 : 0;
+    real quotient[VISIT_ROWS], log_total[VISIT_ROWS];
+    double offset[VISIT_ROWS];
+    int lowered = 0;
+    find_quotients(s, first, end, quotient);
+    if (twice != 0)
+        memcpy(log_total + first, s->log_total + first, (size_t)(end - first) * sizeof(real));
+    else
+        memset(log_total + first, 0, (size_t)(end - first) * sizeof(real));
+    if (r->offset)
+        memcpy(offset + first, r->offset + first, (size_t)(end - first) * sizeof(double));
+    else
+        memset(offset + first, 0, (size_t)(end - first) * sizeof(double));
     for (int64_t i = first; i < end; i++) {
-        gradient one = even_gradient(t, r, s, i, share_at_max(s->rest[i], quotient[i]));
+        const double scale = r->grad_scale[i], rest = (double)s->rest[i], share = share_at_max(s->rest[i], quotient[i]);
+        const double even = r->weight[i] * even_q, on_label = r->label_mass[i] + even,
+                     elsewhere = r->weight[i] * others;
+        const double z_part = twice * (double)s->z[i] * ((double)s->max[i] + (double)log_total[i] + offset[i]);
+        const double factor = scale * (on_label + elsewhere + z_part);
+        g->factor[i] = (real)(factor * share);
+        g->at_label[i] = (real)(scale * ((elsewhere + z_part) * share - on_label * (rest * share)));
+        g->constant[i] = (real)(-scale * even);
+        lowered |= must_lower(factor * share);
+    }
+    for (int64_t i = first; i < end && even_q == 0; i++) g->constant[i] = NOTHING;
+    g->any_lowered = lowered;
+    for (int64_t i = first; i < end && lowered; i++) {
+        const gradient one = even_gradient(t, r, s, i, share_at_max(s->rest[i], quotient[i]));
         g->factor[i] = one.factor;
-        g->at_label[i] = one.at_label;
         g->lowered[i] = one.lowered;
-        g->constant[i] = one.constant;
-        g->any_lowered |= one.lowered != 1;
     }
 }

@@ -14,7 +14,8 @@ typedef struct block_of_lanes {
 
 typedef struct lane_state {
     results s;
-    real label[VISIT_ROWS]; /* within the block of classes at hand, or -1 */
+    real label[VISIT_ROWS];  /* within the block of classes at hand, or -1 */
+    real spread[VISIT_ROWS]; /* where some of q is spread evenly: the sum of x_label - x_k */
     double rest[VISIT_ROWS], mass[VISIT_ROWS], distance[VISIT_ROWS];
     double rest_lost[VISIT_ROWS], mass_lost[VISIT_ROWS], distance_lost[VISIT_ROWS];
 } lane_state;
@@ -170,19 +171,33 @@ static INLINE void expect(const upcoming *next, int64_t first, int64_t end) {
     for (int64_t k = first; k < end; k++) __builtin_prefetch(next->p + k * next->class);
 }
 
-/* Sum of exp(x_k - shift) over n columns but the last n % 4, four at a time; they may keep the exponentials. */
-static INLINE vec sum_fours(real *column, int64_t n, vec shift, bool keep, const upcoming *next, outgoing *o) {
+/* Sum of exp(x_k - shift) over n columns but the last n % 4, four at a time; they may keep the exponentials. Takes x_k - shift
+ * from spread, where there is one. */
+static INLINE vec sum_fours(real *column, int64_t n, vec shift, bool keep, vec *spread, const upcoming *next,
+                            outgoing *o) {
     const vec zero = v_set1(0);
-    vec sum[4] = {zero, zero, zero, zero}, e[4];
+    vec sum[4] = {zero, zero, zero, zero}, below[4] = {zero, zero, zero, zero}, e[4];
     for (int64_t k = 0; k + 4 <= n; k += 4, column += 4 * LANES) {
         if (keep) send_line(o), send_line(o);
         expect(next, k, k + 4);
         for (int j = 0; j < 4; j++) e[j] = v_sub(v_load(column + j * LANES), shift);
+        for (int j = 0; j < 4 && spread; j++) below[j] = v_sub(below[j], e[j]);
         exp_vectors(e, 4);
         for (int j = 0; j < 4 && keep; j++) v_store(column + j * LANES, e[j]);
         for (int j = 0; j < 4; j++) sum[j] = v_add(sum[j], e[j]);
     }
+    if (spread) *spread = v_add(v_add(below[0], below[1]), v_add(below[2], below[3]));
     return v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]));
+}
+
+/* A row as reals, in whole vectors: what follows it is written over. */
+static INLINE void copy_row(real *to, const char *p, int64_t n, const fastce_array *a) {
+    if (a->dtype != real_dtype()) {
+        widen_as(to, p, n, a->dtype);
+        return;
+    }
+    for (; n >= LANES; n -= LANES, to += LANES, p += LANES * ELEMENT) v_store(to, v_load((const real *)p));
+    if (n > 0) v_store(to, v_load_first((const real *)p, n, v_set1(0)));
 }
 
 /* Rows [i, i + LANES) of the visit, up to its last, as neighbouring reals in copy. */
@@ -193,8 +208,7 @@ static const char *copy_rows(const task *t, const rows *r, int64_t i, real *copy
     if (rows_are_packed(a, r->logits_step, r, n)) {
         widen_as(copy, r->logits + (r->first + i) * r->logits_step, count * n, a->dtype);
     } else {
-        for (int64_t k = 0; k < count; k++)
-            widen_as(copy + k * n, r->logits + row_of(r, i + k) * r->logits_step, n, a->dtype);
+        for (int64_t k = 0; k < count; k++) copy_row(copy + k * n, r->logits + row_of(r, i + k) * r->logits_step, n, a);
     }
     memset(copy + count * n, 0, (size_t)((LANES - count) * n) * sizeof *copy);
     return (const char *)copy;
@@ -229,38 +243,50 @@ APART void take_rows(const lane_state *a, few x, int64_t begin, int64_t end, rea
 }
 
 static INLINE void sum_group(int count, int64_t n, real *columns, const real *logits, real *rest, bool keep,
-                             upcoming *next, outgoing *o) {
+                             real *spreads, upcoming *next, outgoing *o) {
     const int64_t fours = (n - 1) / 4 * 4;
-    vec shift[4], sum[4], e[4];
+    vec shift[4], sum[4], spread[4], e[4];
     for (int j = 0; j < count; j++, next->p += next->rows) {
         shift[j] = v_load(&logits[j * LANES]);
-        sum[j] = sum_fours(columns + j * LANES * n, n - 1, shift[j], keep, next, o);
+        sum[j] = sum_fours(columns + j * LANES * n, n - 1, shift[j], keep, spreads ? &spread[j] : NULL, next, o);
         expect(next, fours, n);
     }
     for (int64_t k = fours; k < n - 1; k++) {
         if (keep) send_line(o), send_line(o);
         for (int j = 0; j < count; j++) e[j] = v_sub(v_load(columns + (j * n + k) * LANES), shift[j]);
+        for (int j = 0; j < count && spreads; j++) spread[j] = v_sub(spread[j], e[j]);
         exp_vectors(e, count);
         for (int j = 0; j < count && keep; j++) v_store(columns + (j * n + k) * LANES, e[j]);
         for (int j = 0; j < count; j++) sum[j] = v_add(sum[j], e[j]);
     }
     for (int j = 0; j < count; j++) v_store(&rest[j * LANES], sum[j]);
+    for (int j = 0; j < count && spreads; j++) v_store(&spreads[j * LANES], spread[j]);
 }
 
-static INLINE void sum_all(int64_t n, int64_t count, real *columns, const real *logits, real *rest, bool keep,
+static INLINE void sum_all(int64_t n, int64_t count, real *columns, lane_state *a, bool keep, bool spread,
                            upcoming next, outgoing *o) {
+    const real *logits = a->s.label_logit;
     int64_t i = 0;
-    for (; i + GROUP <= count; i += GROUP) sum_group(4, n, columns + i * n, logits + i, rest + i, keep, &next, o);
-    for (; i < count; i += LANES) sum_group(1, n, columns + i * n, logits + i, rest + i, keep, &next, o);
+    for (; i + GROUP <= count; i += GROUP)
+        sum_group(4, n, columns + i * n, logits + i, a->s.rest + i, keep, spread ? a->spread + i : NULL, &next, o);
+    for (; i < count; i += LANES)
+        sum_group(1, n, columns + i * n, logits + i, a->s.rest + i, keep, spread ? a->spread + i : NULL, &next, o);
 }
 
-APART void sum_and_keep(int64_t n, int64_t count, real *columns, const real *logits, real *rest, upcoming next,
-                        outgoing *o) {
-    sum_all(n, count, columns, logits, rest, true, next, o);
+APART void sum_and_keep(int64_t n, int64_t count, real *columns, lane_state *a, upcoming next, outgoing *o) {
+    sum_all(n, count, columns, a, true, false, next, o);
 }
 
-APART void sum_only(int64_t n, int64_t count, real *columns, const real *logits, real *rest, upcoming next) {
-    sum_all(n, count, columns, logits, rest, false, next, NULL);
+APART void sum_only(int64_t n, int64_t count, real *columns, lane_state *a, upcoming next) {
+    sum_all(n, count, columns, a, false, false, next, NULL);
+}
+
+APART void sum_spread_and_keep(int64_t n, int64_t count, real *columns, lane_state *a, upcoming next, outgoing *o) {
+    sum_all(n, count, columns, a, true, true, next, o);
+}
+
+APART void sum_and_spread(int64_t n, int64_t count, real *columns, lane_state *a, upcoming next) {
+    sum_all(n, count, columns, a, false, true, next, NULL);
 }
 
 /* What the rows of a visit leave: losses of plain rows, and a sum that is large or NaN where a row is refused. */
@@ -269,7 +295,7 @@ typedef struct few_sums {
     vec rest;
 } few_sums;
 
-/* Losses of count vectors of plain rows from i on. */
+/* What count vectors of rows from i on leave, losses of plain ones included. */
 static INLINE void finish_vectors(const task *t, const rows *r, int64_t i, int count, const vec *label, vec *logit,
                                   vec *rest, lane_state *a, few_sums *sums) {
     const vec zero = v_set1(0), mass = v_set1((real)t->problem->target_scale);
@@ -283,6 +309,7 @@ static INLINE void finish_vectors(const task *t, const rows *r, int64_t i, int c
     for (int j = 0; j < count; j++) sums->rest = v_add(sums->rest, v_fma(logit[j], zero, rest[j]));
     for (int j = 0; j < count; j++) v_store(&a->s.label_logit[i + j * LANES], logit[j]);
     for (int j = 0; j < count; j++) v_store(&a->s.rest[i + j * LANES], rest[j]);
+    if (!t->plain) return;
     for (int j = 0; j < count; j++) value[j] = rest[j];
     log1p_vectors(value, count);
     for (int j = 0; j < count; j++) {
@@ -319,6 +346,7 @@ static INLINE void reduce_pairs(int count, const char *p, const task *t, const r
         logit[j] = v_select(first, pair[0], pair[1]);
         e[j] = v_sub(v_select(first, pair[1], pair[0]), logit[j]);
     }
+    for (int j = 0; j < count && t->even_q != 0; j++) v_store(&a->spread[i + j * LANES], v_sub(zero, e[j]));
     exp_vectors(e, count);
     for (int j = 0; j < count && keep; j++) v_store(kept + (i + j * LANES) * 2, e[j]);
     finish_vectors(t, r, i, count, label, logit, e, a, sums);
@@ -391,10 +419,15 @@ static bool reduce_few(const task *t, const rows *r, lane_state *a, lane_scratch
         }
     }
     if (planes || n != 2) {
-        if (t->problem->out.data)
-            sum_and_keep(n, count, w->kept, logit, a->s.rest, next, &w->outgoing);
+        const bool keep = t->problem->out.data, spread = t->even_q != 0;
+        if (keep && spread)
+            sum_spread_and_keep(n, count, w->kept, a, next, &w->outgoing);
+        else if (keep)
+            sum_and_keep(n, count, w->kept, a, next, &w->outgoing);
+        else if (spread)
+            sum_and_spread(n, count, w->kept, a, next);
         else
-            sum_only(n, count, w->kept, logit, a->s.rest, next);
+            sum_only(n, count, w->kept, a, next);
         finish_few(t, r, a, &sums);
     }
     return are_sound(t, r, a->s.value, &sums, state);
@@ -492,6 +525,7 @@ static int64_t reduce_by_max(const task *t, const rows *r, lane_state *a, lane_s
     int64_t bad = -1;
     for (int64_t i = 0; i < VISIT_ROWS; i++) {
         a->s.max[i] = -INFINITY;
+        a->s.sound[i] = 0;
         a->rest[i] = -1;
         a->mass[i] = a->distance[i] = a->rest_lost[i] = a->mass_lost[i] = a->distance_lost[i] = 0;
     }
@@ -562,11 +596,13 @@ static bool reduce_by_label(const task *t, const rows *r, lane_state *a, lane_sc
         refused = v_max(refused, bad);
     }
     const bool all_sound = !v_any(v_gt(refused, zero));
-    for (int64_t i = 0; i < r->count && !(all_sound && t->plain); i++) {
-        s->mass[i] = r->label_mass[i];
-        s->distance[i] = 0;
-        s->z[i] = (real)(r->weight[i] * q->z_loss);
-    }
+    const double even = t->even_q, vector_sum = t->q_vector_sum, z_loss = q->z_loss;
+    const int64_t count = all_sound && t->plain ? 0 : r->count;
+    for (int64_t i = 0; i < count; i++) s->mass[i] = r->label_mass[i] + r->weight[i] * vector_sum;
+    for (int64_t i = 0; i < count; i++) s->distance[i] = 0;
+    for (int64_t i = 0; i < count && even != 0; i++)
+        s->distance[i] = (real)(r->weight[i] * even * (double)a->spread[i]);
+    for (int64_t i = 0; i < count; i++) s->z[i] = (real)(r->weight[i] * z_loss);
     if (all_sound) return true;
 
     lane_state b;
@@ -584,6 +620,7 @@ static void find_gradients(const task *t, const rows *r, const results *s, gradi
         g->at_label[i] = one.at_label;
         g->lowered[i] = one.lowered;
         g->any_lowered |= one.lowered != 1;
+        g->constant[i] = one.constant;
         g->q_factor[i] = one.q_factor;
         g->total[i] = one.total;
         g->share[i] = one.share;
@@ -602,19 +639,22 @@ static INLINE void write_group(const task *t, const rows *r, block_of_lanes x, c
     bool all_kept = true;
     for (int i = 0; i < GROUP; i++) kept[i] = row + i < r->count && r->weight[row + i] != 0;
     for (int i = 0; i < GROUP; i++) all_kept &= kept[i] != 0;
-    vec max[4], factor[4], e[4];
+    vec max[4], factor[4], constant[4], e[4];
     for (int j = 0; j < 4; j++) max[j] = v_load(&a->s.max[row + j * LANES]);
     for (int j = 0; j < 4; j++) factor[j] = v_load(&g->factor[row + j * LANES]);
+    for (int j = 0; j < 4; j++) constant[j] = t->plain ? v_set1(NOTHING) : v_load(&g->constant[row + j * LANES]);
     for (int64_t k = 0; k < x.n; k++) {
         for (int j = 0; j < 4; j++)
             e[j] = v_sub(v_load((const real *)(x.p + k * x.stride + (row + j * LANES) * ELEMENT)), max[j]);
-        vec gap[4] = {e[0], e[1], e[2], e[3]};
+        vec gap[4];
+        for (int j = 0; j < 4 && has_q; j++) /* not where the label served as maximum */
+            gap[j] = v_select(v_gt(v_load(&a->s.sound[row + j * LANES]), zero), v_set1(1), e[j]);
         if (logs) {
             for (int j = 0; j < 4; j++) e[j] = v_sub(e[j], v_load(&a->s.log_total[row + j * LANES]));
         } else {
             exp_vectors(e, 4);
             for (int j = 0; j < 4 && g->any_lowered; j++) e[j] = v_mul(e[j], v_load(&g->lowered[row + j * LANES]));
-            for (int j = 0; j < 4; j++) e[j] = v_mul(e[j], factor[j]);
+            for (int j = 0; j < 4; j++) e[j] = v_fma(e[j], factor[j], constant[j]);
         }
         for (int j = 0; j < 4 && has_q; j++) {
             int64_t at = row + j * LANES;
@@ -634,7 +674,7 @@ static INLINE void write_group(const task *t, const rows *r, block_of_lanes x, c
 
 /* What the gradient of LANES rows takes beside the columns that sum_columns kept. */
 typedef struct few_gradients {
-    vec label, factor, lowered, at_label;
+    vec label, factor, lowered, constant, at_label;
     bool any_lowered, some; /* rows without a gradient among them: those without a label */
 } few_gradients;
 
@@ -645,7 +685,7 @@ static INLINE vec gradient_of_class(const few_gradients *g, const real *column, 
     if (k + 1 < n) {
         e = v_load(&column[k * LANES]);
         if (g->any_lowered) e = v_mul(g->lowered, e);
-        e = v_mul(g->factor, e);
+        e = v_fma(g->factor, e, g->constant);
         *last = v_select(taken, e, *last);
     }
     e = v_select(taken, g->at_label, e);
@@ -715,6 +755,7 @@ static void write_kept(const task *t, const rows *r, const lane_state *a, const 
     for (int64_t i = 0; i < r->count; i += LANES) {
         few_gradients f = {.label = v_load(&a->label[i]),
                            .factor = v_load(&g->factor[i]),
+                           .constant = t->even_q != 0 ? v_load(&g->constant[i]) : v_set1(NOTHING),
                            .at_label = v_load(&g->at_label[i]),
                            .any_lowered = g->any_lowered,
                            .some = !r->all_kept};
@@ -753,7 +794,7 @@ static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratc
     results *s = &a->s;
     gradients g;
     const bool plain = t->plain && all_sound;
-    if (q->target_kind == FASTCE_LABELS && !plain) {
+    if (q->target_kind == FASTCE_LABELS && !plain && !(all_sound && !t->needs_max)) {
         for (int64_t i = 0; i < r->count; i += LANES) {
             vec e = v_sub(v_load(&s->label_logit[i]), v_load(&s->max[i]));
             exp_vectors(&e, 1);
@@ -762,6 +803,8 @@ static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratc
     }
     if (plain)
         find_plain_gradients(r, s, 0, r->count, &g);
+    else if (all_sound && !t->needs_max)
+        find_even_gradients(t, r, s, 0, r->count, &g);
     else
         find_gradients(t, r, s, &g);
     if (all_sound && q->n_classes <= TILE_CLASSES) {

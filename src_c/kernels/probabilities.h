@@ -140,7 +140,7 @@ static void write_slope_block(const task *t, char *out, int64_t first, const rea
 /* q_k / s of a block but for the label's: NULL where all are 0, or where a dense target is not acceptable. */
 static INLINE const real *masses_of_block(const task *t, const char *dense, int64_t first, int64_t n,
                                           probability_scratch *w) {
-    if (t->problem->target_kind == FASTCE_DENSE) return get_dense_block(t, dense, first, n, w->q);
+    if (t->problem->target_kind == FASTCE_DENSE) return get_dense_block(t, dense, first, n, w->q, false);
     return t->q_vector ? (const real *)t->q_vector + first : NULL;
 }
 
@@ -219,12 +219,13 @@ static const real *get_few_masses(const task *t, const rows *r, int64_t first, i
         return room;
     }
     if (plain) {
-        const real *masses = get_dense_block(t, r->dense + (r->first + first) * r->dense_step, 0, n * classes, room);
+        const real *masses =
+            get_dense_block(t, r->dense + (r->first + first) * r->dense_step, 0, n * classes, room, false);
         if (masses) return masses;
     }
     for (int64_t i = 0; i < n; i++) {
         real *to = room + i * classes;
-        const real *from = get_dense_block(t, r->dense + row_of(r, first + i) * r->dense_step, 0, classes, to);
+        const real *from = get_dense_block(t, r->dense + row_of(r, first + i) * r->dense_step, 0, classes, to, false);
         if (!from) {
             *bad = first + i;
             return NULL;

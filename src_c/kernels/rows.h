@@ -116,9 +116,10 @@ static INLINE void prefetch_ahead(const char *p, ptrdiff_t size, ptrdiff_t ahead
 }
 
 /* Sum of exp(x_k - shift) over a block without the class at excluded (none where it is not in the block), whose exponential is kept as 0.
- * Every few vectors the sum moves to float64, so that its error does not grow. */
-static INLINE double block_exp_sum_as(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead, outgoing *o,
-                                      fastce_dtype storage) {
+ * Every few vectors the sum moves to float64, so that its error does not grow. Meanwhile asks for what is `ahead`, and for
+ * what is at `beside`, unless that is NULL. */
+static INLINE double block_exp_sum_as(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead,
+                                      const char *beside, outgoing *o, fastce_dtype storage) {
     enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
     wide sums = w_zero();
@@ -128,12 +129,14 @@ static INLINE double block_exp_sum_as(block b, real shift, int64_t excluded, rea
     for (int groups = 1; i + GROUP <= b.n; i += GROUP, groups++) {
         const char *p = b.p + i * size;
         prefetch_ahead(p, GROUP * size, ahead);
+        if (beside) prefetch(beside + i * size, GROUP * size);
         for (int j = 0; j < 4; j++) x[j] = load(p + j * LANES * size, storage);
         exp_and_add(x, 4, shifts, limits_at(i, excluded), sum, kept ? kept + i : NULL, GROUP);
         if (o) send_group(o, storage);
         if (groups % GROUPS_A_FLUSH == 0) flush(&sums, sum);
     }
     prefetch_ahead(b.p + i * size, (b.n - i) * size, ahead);
+    if (beside) prefetch(beside + i * size, (b.n - i) * size);
     if (o) send_group(o, storage);
     const real *limit = limits_at(i, excluded);
     real *to = kept ? kept + i : NULL;
@@ -157,14 +160,14 @@ static INLINE double block_exp_sum_as(block b, real shift, int64_t excluded, rea
 }
 
 static __attribute__((noinline)) double block_exp_sum_real(block b, real shift, int64_t excluded, real *kept,
-                                                           ptrdiff_t ahead, outgoing *o) {
-    if (!kept) return block_exp_sum_as(b, shift, excluded, NULL, ahead, NULL, real_dtype());
-    return block_exp_sum_as(b, shift, excluded, kept, ahead, o, real_dtype());
+                                                           ptrdiff_t ahead, const char *beside, outgoing *o) {
+    if (!kept && !beside) return block_exp_sum_as(b, shift, excluded, NULL, ahead, NULL, NULL, real_dtype());
+    return block_exp_sum_as(b, shift, excluded, kept, ahead, beside, o, real_dtype());
 }
-static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead, outgoing *o,
-                                   fastce_dtype storage) {
-    if (storage == real_dtype()) return block_exp_sum_real(b, shift, excluded, kept, ahead, o);
-    return block_exp_sum_as(b, shift, excluded, kept, ahead, o, storage);
+static INLINE double block_exp_sum(block b, real shift, int64_t excluded, real *kept, ptrdiff_t ahead,
+                                   const char *beside, outgoing *o, fastce_dtype storage) {
+    if (storage == real_dtype()) return block_exp_sum_real(b, shift, excluded, kept, ahead, beside, o);
+    return block_exp_sum_as(b, shift, excluded, kept, ahead, beside, o, storage);
 }
 
 /* Short rows, a few at once: where they lie, where their exponentials are kept, what leaves their label out, and what is
@@ -352,21 +355,23 @@ static INLINE void block_exp(block b, real shift, real *kept, fastce_dtype stora
     }
 }
 
-/* Mass of q in a block, and the sum of q_k (shift - x_k) where q_k > 0. */
-static INLINE void block_distance(block b, const real *q, real shift, double *mass, double *distance,
+/* Mass of q in a block, and the sum of q_k (shift - x_k) where q_k > 0. Returns whether all of q are finite and not
+ * negative. */
+static INLINE bool block_distance(block b, const real *q, real shift, double *mass, double *distance,
                                   fastce_dtype storage) {
     enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
     const vec zero = v_set1(0), shifts = v_set1(shift);
     wide masses = w_zero(), distances = w_zero();
-    vec m[4], d[4];
-    for (int j = 0; j < 4; j++) m[j] = d[j] = zero;
+    vec m[4], d[4], lowest[4];
+    for (int j = 0; j < 4; j++) m[j] = d[j] = lowest[j] = zero;
     int64_t i = 0;
     for (int groups = 0; i + GROUP <= b.n; i += GROUP) {
         for (int j = 0; j < 4; j++) {
             vec qs = v_load(q + i + j * LANES), x = load(b.p + (i + j * LANES) * size, storage);
             m[j] = v_add(m[j], qs);
-            d[j] = v_add(d[j], v_select(v_gt(qs, zero), v_mul(qs, v_sub(shifts, x)), zero));
+            lowest[j] = v_min(lowest[j], qs);
+            d[j] = v_fma(qs, v_select(v_gt(qs, zero), v_sub(shifts, x), zero), d[j]);
         }
         if (++groups % GROUPS_A_FLUSH == 0) {
             flush(&masses, m);
@@ -378,24 +383,31 @@ static INLINE void block_distance(block b, const real *q, real shift, double *ma
         vec qs = n == LANES ? v_load(q + i) : v_load_first(q + i, n, zero);
         vec x = n == LANES ? load(b.p + i * size, storage) : load_first(b.p + i * size, n, 0, storage);
         m[j] = v_add(m[j], qs);
-        d[j] = v_add(d[j], v_select(v_gt(qs, zero), v_mul(qs, v_sub(shifts, x)), zero));
+        lowest[j] = v_min(lowest[j], qs);
+        d[j] = v_fma(qs, v_select(v_gt(qs, zero), v_sub(shifts, x), zero), d[j]);
     }
     flush(&masses, m);
     flush(&distances, d);
     *mass = w_total(masses);
     *distance = w_total(distances);
+    for (int j = 1; j < 4; j++) lowest[0] = v_min(lowest[0], lowest[j]);
+    /* What is not finite, or so large that its sum is not, is looked at again. */
+    return !v_any(v_gt(zero, lowest[0])) && (*mass - *mass == 0 || all_are_masses((const char *)q, b.n, real_dtype()));
 }
 
-/* q_k / s of a block of a dense row, in `copy` unless it can be read where it is; NULL where a target is not valid. */
-static const real *get_dense_block(const task *t, const char *row, int64_t first, int64_t n, real *copy) {
+/* q_k / s of a block of a dense row, in `copy` unless it can be read where it is. NULL where a target is not valid, unless
+ * the reader checks those that are read where they are. */
+static const real *get_dense_block(const task *t, const char *row, int64_t first, int64_t n, real *copy,
+                                   bool reader_checks) {
     const fastce_array *a = &t->problem->target;
     bool direct = a->dtype == real_dtype() && !a->byte_swapped && a->class_stride == (ptrdiff_t)sizeof(real) &&
                   (uintptr_t)row % sizeof(real) == 0;
     const real *q = direct ? (const real *)(row + first * a->class_stride) : copy;
     if (!direct) gather(copy, row + first * a->class_stride, a->class_stride, n, a->dtype, a->byte_swapped);
-    if (!all_are_masses((const char *)q, n, real_dtype())) return NULL;
     const real *scales = t->q_scale, *vector = t->q_vector, uniform = (real)t->problem->target_scale;
-    if (!scales && !vector && uniform == 1) return q;
+    const bool as_it_is = direct && !scales && !vector && uniform == 1;
+    if (!(as_it_is && reader_checks) && !all_are_masses((const char *)q, n, real_dtype())) return NULL;
+    if (as_it_is) return q;
     for (int64_t k = 0; k < n; k++) {
         real scale = scales ? scales[first + k] : uniform;
         copy[k] = scale * q[k] + (vector ? vector[first + k] : 0);
@@ -464,6 +476,7 @@ static INLINE void flush_stage(const task *t, const rows *r, results *s, row_scr
     const int64_t first = end - w->staged_rows, n_classes = t->problem->n_classes;
     if (w->staged_rows == 0) return;
     gradients g;
+    if (t->problem->z_loss != 0) find_log_totals(s, first, end);
     if (t->plain)
         find_plain_gradients(r, s, first, end, &g);
     else if (!t->needs_max)
@@ -500,7 +513,7 @@ static INLINE void stage_row(const task *t, int64_t i, row_scratch *w) {
  * finite, or above LARGEST_SHIFTED_SUM, where the row needs its maximum after all. With the sum of x_label - x_k where some
  * of q is spread evenly. */
 static INLINE double shifted_sum(const task *t, const char *row, int64_t label, real shift, row_scratch *w, bool keep,
-                                 double *spread, outgoing *o, bool direct, fastce_dtype storage) {
+                                 double *spread, ptrdiff_t ahead, outgoing *o, bool direct, fastce_dtype storage) {
     const fastce_problem *q = t->problem;
     const bool spreads = t->even_q != 0;
     double sum = 0, lost = 0, spread_lost = 0;
@@ -508,15 +521,15 @@ static INLINE double shifted_sum(const task *t, const char *row, int64_t label, 
     if (shift - shift != 0) return INFINITY;
     if (q->n_classes <= BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, 0, q->n_classes, direct, w->x);
-        sum = block_exp_sum(b, shift, label, keep ? w->kept : NULL, STREAM_AHEAD_BYTES, o, storage);
+        sum = block_exp_sum(b, shift, label, keep ? w->kept : NULL, ahead, NULL, o, storage);
         if (spreads) *spread = block_spread(b, shift, storage);
         if (keep) w->shifts[0] = shift;
     }
     for (int64_t first = 0; first < q->n_classes && q->n_classes > BLOCK_CLASSES; first += BLOCK_CLASSES) {
         block b = get_block(&q->logits, row, first, q->n_classes, direct, w->x);
-        add_exactly(
-            &sum, &lost,
-            block_exp_sum(b, shift, label - first, keep ? w->kept + first : NULL, STREAM_AHEAD_BYTES, o, storage));
+        add_exactly(&sum, &lost,
+                    block_exp_sum(b, shift, label - first, keep ? w->kept + first : NULL, STREAM_AHEAD_BYTES, NULL, o,
+                                  storage));
         if (spreads) add_exactly(spread, &spread_lost, block_spread(b, shift, storage));
         if (keep) w->shifts[first / BLOCK_CLASSES] = shift;
     }
@@ -535,6 +548,7 @@ typedef struct max_result {
 static INLINE max_result max_and_rest(const task *t, const char *row, const char *dense, row_scratch *w, bool keep,
                                       bool direct, fastce_dtype storage) {
     const fastce_problem *q = t->problem;
+    const bool dense_neighbours = q->target_kind == FASTCE_DENSE && q->target.class_stride == storage_size(storage);
     max_result s = {.max = -INFINITY, .rest = -1};
     double rest_lost = 0, mass_lost = 0, distance_lost = 0;
     /* The next block, whose maximum is looked for before its exponentials. */
@@ -556,19 +570,20 @@ static INLINE max_result max_and_rest(const task *t, const char *row, const char
         }
         real shift = s.max == -INFINITY ? 0 : s.max;
         real *kept = keep ? w->kept + first : NULL;
-        add_exactly(&s.rest, &rest_lost, block_exp_sum(b, shift, excluded, kept, ahead, NULL, storage));
+        const char *beside = dense_neighbours ? dense + first * storage_size(storage) : NULL;
+        add_exactly(&s.rest, &rest_lost, block_exp_sum(b, shift, excluded, kept, ahead, beside, NULL, storage));
         if (keep) {
             if (excluded >= 0) kept[excluded] = 1;
             w->shifts[first / BLOCK_CLASSES] = shift;
         }
         const real *qs = t->q_vector ? (const real *)t->q_vector + first : NULL;
         if (q->target_kind == FASTCE_DENSE) {
-            qs = get_dense_block(t, dense, first, b.n, w->q);
+            qs = get_dense_block(t, dense, first, b.n, w->q, true);
             s.bad = s.bad || !qs;
         }
         if (qs) {
             double mass, distance;
-            block_distance(b, qs, shift, &mass, &distance, storage);
+            s.bad = !block_distance(b, qs, shift, &mass, &distance, storage) || s.bad;
             add_exactly(&s.mass, &mass_lost, mass);
             add_exactly(&s.distance, &distance_lost, distance);
         }
@@ -666,7 +681,7 @@ static INLINE void write_row(const task *t, const rows *r, results *s, int64_t i
             at_max = false;
         }
         for (int64_t k = 0; k < n && g.lowered != 1; k++) e[k] *= g.lowered;
-        if (q->target_kind == FASTCE_DENSE) qs = get_dense_block(t, dense, first, n, w->q);
+        if (q->target_kind == FASTCE_DENSE) qs = get_dense_block(t, dense, first, n, w->q, true);
         char *to = out + first * q->out.class_stride;
         if (staged) {
             write_block((char *)staged, e, qs, &block_gradient, at_max, n, real_dtype(), false);
@@ -811,6 +826,13 @@ static INLINE bool settle_row(const task *t, const rows *r, results *s, int64_t 
     return true;
 }
 
+/* From where a row of one block is read to what is asked for meanwhile: the stream of rows, or the next one of those that
+ * are strewn, and nothing between. */
+static INLINE ptrdiff_t bytes_to_next(const rows *r, int64_t i) {
+    if (r->consecutive) return STREAM_AHEAD_BYTES;
+    return i + 1 < r->count ? (row_of(r, i + 1) - row_of(r, i)) * r->logits_step : 0;
+}
+
 /* Asks for what no stream brings of a row that is visited soon: the label's logit, and rows that are not consecutive. */
 static INLINE void expect_row(const task *t, const rows *r, int64_t i) {
     if (i >= r->count) return;
@@ -819,7 +841,7 @@ static INLINE void expect_row(const task *t, const rows *r, int64_t i) {
     if (r->label[i] >= 0) __builtin_prefetch(row + r->label[i] * q->logits.class_stride);
     if (r->consecutive) return;
     const ptrdiff_t size = q->n_classes * q->logits.class_stride;
-    prefetch(row, size < AHEAD_BYTES ? size : AHEAD_BYTES);
+    if (t->needs_max || q->n_classes > BLOCK_CLASSES) prefetch(row, size < AHEAD_BYTES ? size : AHEAD_BYTES);
     if (!t->stream) return;
     const char *out = r->out + row_of(r, i) * r->out_step;
     __builtin_prefetch(out, 1);
@@ -894,7 +916,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
                 }
             } else if (!t->needs_max) {
                 sum = shifted_sum(t, r->logits + row_of(r, i) * r->logits_step, r->label[i], shift, &w, keep, &spread,
-                                  t->stream ? &o : NULL, direct, storage);
+                                  bytes_to_next(r, i), t->stream ? &o : NULL, direct, storage);
             }
             if (shift - shift != 0) sum = INFINITY;
             if (!settle_row(t, r, &s, i, sum, spread, &w, keep, &plain, state, &o, direct, storage)) {

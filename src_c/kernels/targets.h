@@ -14,11 +14,15 @@ static void load_labels(const fastce_array *a, const char *p, ptrdiff_t step, in
 /* An ignored label becomes -1, and a -1 that is none becomes another label that is never valid. Unsigned 64-bit values
  * were cut to int64 and are compared bit by bit. */
 static void mark_ignored(const fastce_problem *q, const char *p, ptrdiff_t step, int64_t count, int64_t *label) {
-    bool wide = q->target.dtype == FASTCE_U64;
-    for (int64_t i = 0; i < count; i++) {
-        int64_t value = wide ? (int64_t)load_bits(p + i * step, 8, q->target.byte_swapped) : label[i];
-        bool ignored = q->has_ignore_index && value == q->ignore_index;
-        label[i] = ignored ? -1 : label[i] == -1 ? INT64_MAX : label[i];
+    const bool wide = q->target.dtype == FASTCE_U64, can_ignore = q->has_ignore_index;
+    const int64_t ignored = q->ignore_index;
+    for (int64_t i = 0; i < count && !wide; i++) {
+        int64_t sound = label[i] == -1 ? INT64_MAX : label[i];
+        label[i] = can_ignore & (label[i] == ignored) ? -1 : sound;
+    }
+    for (int64_t i = 0; i < count && wide; i++) {
+        int64_t value = (int64_t)load_bits(p + i * step, 8, q->target.byte_swapped);
+        label[i] = can_ignore && value == ignored ? -1 : label[i] == -1 ? INT64_MAX : label[i];
     }
 }
 
@@ -42,22 +46,26 @@ static int64_t check_labels(const task *t, const char *p, ptrdiff_t step, int64_
     bool ignorable = q->has_ignore_index && (uint64_t)q->ignore_index < classes;
     if (outside >= 0 && !ignorable) return -1;
     mark_ignored(q, p, step, count, label);
+    int64_t bad = 0, ignored = 0;
     for (int64_t i = 0; i < count; i++) {
-        if (label[i] == -1)
-            *any_ignored = true;
-        else if ((uint64_t)label[i] >= classes)
-            return i;
+        ignored |= label[i] == -1;
+        bad |= (label[i] != -1) & ((uint64_t)label[i] >= classes);
     }
+    *any_ignored |= ignored != 0;
+    for (int64_t i = 0; i < count && bad; i++)
+        if (label[i] != -1 && (uint64_t)label[i] >= classes) return i;
     return -1;
 }
 
 /* Numbers as float64; those that are floats of the machine at the pace of vectors where they are neighbours. */
 static void load_numbers(const fastce_array *a, const char *p, ptrdiff_t step, int64_t count, double *to) {
     if (a->dtype == FASTCE_F64 && !a->byte_swapped && step == 8) {
+        prefetch(p + AHEAD_BYTES, count * 8);
         memcpy(to, p, (size_t)count * 8);
     } else if (a->dtype == FASTCE_F64 && !a->byte_swapped) {
         for (int64_t i = 0; i < count; i++) memcpy(&to[i], p + i * step, 8);
     } else if (a->dtype == FASTCE_F32 && !a->byte_swapped && step == 4) {
+        prefetch(p + AHEAD_BYTES, count * 4);
         for (int64_t i = 0; i < count; i++) to[i] = (double)float_from_bits((uint32_t)load_bits(p + i * 4, 4, false));
     } else if (a->dtype == FASTCE_F32 && !a->byte_swapped) {
         for (int64_t i = 0; i < count; i++)
@@ -92,18 +100,52 @@ static void fill_uniform(const fastce_problem *q, rows *r) {
     r->uniform = true;
 }
 
-static void fill_weighted(const fastce_problem *q, rows *r, partial *sums) {
-    bool labels = q->target_kind == FASTCE_LABELS;
-    r->uniform = false;
-    for (int64_t i = 0; i < r->count; i++) {
-        if (!q->sample_weight.data) r->weight[i] = 1;
-        if (labels && r->label[i] < 0) r->weight[i] = 0;
-        if (r->weight[i] == 0) r->label[i] = -1;
-        double mass = r->weight[i];
-        if (q->class_weight && labels) mass = r->label[i] < 0 ? 0 : mass * q->class_weight[r->label[i]];
-        add_exactly(&sums->weight, &sums->weight_lost, mass);
-        r->label_mass[i] = mass * q->target_scale;
+/* Adds to sum[j], and to lost[j] what rounding loses of it, x[j] for each j: add_exactly for vectors. */
+static INLINE void add_all_exactly(double *restrict sum, double *restrict lost, const double *x, int count) {
+    for (int j = 0; j < count; j++) {
+        const double s = sum[j] + x[j], added = s - sum[j];
+        lost[j] += (sum[j] - (s - added)) + (x[j] - added);
+        sum[j] = s;
     }
+}
+
+/* Adds weights in several sums at once: one alone would wait for each addition. */
+static void add_weights(const double *weight, int64_t count, partial *sums) {
+    enum { SUMS = 32 };
+    double sum[SUMS] = {0}, lost[SUMS] = {0};
+    int64_t i = 0;
+    for (; i + SUMS <= count; i += SUMS) add_all_exactly(sum, lost, weight + i, SUMS);
+    for (; i < count; i++) add_exactly(&sums->weight, &sums->weight_lost, weight[i]);
+    for (int n = SUMS / 2; n > 0; n /= 2) {
+        add_all_exactly(sum, lost, sum + n, n);
+        for (int j = 0; j < n; j++) lost[j] += lost[j + n];
+    }
+    add_exactly(&sums->weight, &sums->weight_lost, sum[0]);
+    sums->weight_lost += lost[0];
+}
+
+static void fill_weighted(const fastce_problem *q, rows *r, partial *sums) {
+    const bool labels = q->target_kind == FASTCE_LABELS;
+    const double *class_weight = labels ? q->class_weight : NULL, scale = q->target_scale;
+    const int64_t count = r->count;
+    int64_t *restrict label = r->label;
+    double *restrict weight = r->weight, *restrict mass = r->label_mass;
+    r->uniform = false;
+    for (int64_t i = 0; i < count && !q->sample_weight.data; i++) weight[i] = 1;
+    /* By factors and bits: which rows are ignored cannot be predicted. */
+    for (int64_t i = 0; i < count && labels && !r->all_kept; i++) weight[i] *= label[i] < 0 ? 0.0 : 1.0;
+    for (int64_t i = 0; i < count && !r->all_kept; i++) label[i] |= -(int64_t)(weight[i] == 0);
+    for (int64_t i = 0; i < count && !class_weight; i++) mass[i] = weight[i];
+    for (int64_t i = 0; i < count && class_weight; i++)
+        mass[i] = weight[i] * class_weight[label[i] + (int64_t)((uint64_t)label[i] >> 63)];
+    if (q->sample_weight.data || class_weight) {
+        add_weights(mass, count, sums);
+    } else {
+        int64_t kept = 0;
+        for (int64_t i = 0; i < count; i++) kept += label[i] >= 0;
+        sums->weight += (double)kept; /* exact beside other counts */
+    }
+    for (int64_t i = 0; i < count && scale != 1; i++) mass[i] *= scale;
 }
 
 static void fill_grad_scale(const fastce_problem *q, const char *p, ptrdiff_t step, rows *r) {
@@ -130,30 +172,6 @@ static int64_t load_factors(const fastce_problem *q, const char *const at[], con
         r->uniform = false;
     }
     return bad;
-}
-
-/* Adds to sum[j], and to lost[j] what rounding loses of it, x[j] for each j: add_exactly for vectors. */
-static INLINE void add_all_exactly(double *restrict sum, double *restrict lost, const double *x, int count) {
-    for (int j = 0; j < count; j++) {
-        const double s = sum[j] + x[j], added = s - sum[j];
-        lost[j] += (sum[j] - (s - added)) + (x[j] - added);
-        sum[j] = s;
-    }
-}
-
-/* Adds weights in several sums at once: one alone would wait for each addition. */
-static void add_weights(const double *weight, int64_t count, partial *sums) {
-    enum { SUMS = 32 };
-    double sum[SUMS] = {0}, lost[SUMS] = {0};
-    int64_t i = 0;
-    for (; i + SUMS <= count; i += SUMS) add_all_exactly(sum, lost, weight + i, SUMS);
-    for (; i < count; i++) add_exactly(&sums->weight, &sums->weight_lost, weight[i]);
-    for (int n = SUMS / 2; n > 0; n /= 2) {
-        add_all_exactly(sum, lost, sum + n, n);
-        for (int j = 0; j < n; j++) lost[j] += lost[j + n];
-    }
-    add_exactly(&sums->weight, &sums->weight_lost, sum[0]);
-    sums->weight_lost += lost[0];
 }
 
 /* What load_targets does, for elements, which have no labels. */
