@@ -44,6 +44,7 @@ cdef extern from "fastce.h" nogil:
         FASTCE_NO_TARGET
         FASTCE_LABELS
         FASTCE_DENSE
+        FASTCE_SPARSE
 
     ctypedef enum fastce_kind:
         FASTCE_LOGITS
@@ -101,6 +102,10 @@ cdef extern from "fastce.h" nogil:
         fastce_array factor
         fastce_array positive_weight
         const fastce_statistics *statistics
+        double softcap
+        fastce_array probabilities
+        int64_t n_listed
+        int32_t spread_missing
         int32_t scanned
 
     ctypedef struct fastce_totals:

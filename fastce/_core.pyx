@@ -101,6 +101,12 @@ cdef int translate(object problem, fastce_problem *record, fastce_statistics *st
     elif problem.dense is not None:
         record.target_kind = FASTCE_DENSE
         fill(&record.target, problem.dense, True)
+    elif problem.listed is not None:
+        record.target_kind = FASTCE_SPARSE
+        fill(&record.target, problem.listed, True)
+        fill(&record.probabilities, problem.probabilities, True)
+        record.n_listed = cnp.PyArray_DIM(<cnp.ndarray>problem.listed, record.n_axes)
+        record.spread_missing = problem.spread_missing
     fill(&record.sample_weight, problem.sample_weight, False)
     fill(&record.out, problem.out, True)
     fill(&record.grad_output, problem.grad_output, False)
@@ -116,6 +122,7 @@ cdef int translate(object problem, fastce_problem *record, fastce_statistics *st
     record.kind = <fastce_kind><int>problem.kind
     record.clip = problem.clip
     record.temperature = problem.temperature
+    record.softcap = problem.softcap
     record.gamma = problem.gamma
     record.positive = problem.positive
     record.negative = problem.negative

@@ -34,6 +34,13 @@ def is_real(dtype: DType) -> bool:
     return dtype.kind in "biu" or name_of(dtype) is not None
 
 
+def spacing(dtype: DType) -> float:
+    """Return the distance from 1 to the next number of a dtype of weights and dense targets; 0 for integers."""
+    return {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}.get(
+        name_of(dtype) or "", 0.0
+    )
+
+
 def named(name: str) -> DType:
     """Return the dtype of a name in LOGITS.
 

@@ -41,6 +41,9 @@ def cross_entropy(
     ignore_index: int = ...,
     label_smoothing: float = ...,
     z_loss: float = ...,
+    temperature: float | None = ...,
+    softcap: float | None = ...,
+    spread_missing: bool = ...,
     reduction: Literal["mean", "sum"] = ...,
     denominator: float | None = ...,
     base: float | None = ...,
@@ -58,6 +61,9 @@ def cross_entropy(
     ignore_index: int = ...,
     label_smoothing: float = ...,
     z_loss: float = ...,
+    temperature: float | None = ...,
+    softcap: float | None = ...,
+    spread_missing: bool = ...,
     reduction: Literal["none"],
     denominator: None = ...,
     base: float | None = ...,
@@ -75,6 +81,9 @@ def cross_entropy(
     ignore_index: int = ...,
     label_smoothing: float = ...,
     z_loss: float = ...,
+    temperature: float | None = ...,
+    softcap: float | None = ...,
+    spread_missing: bool = ...,
     reduction: str,
     denominator: float | None = ...,
     base: float | None = ...,
@@ -91,6 +100,9 @@ def cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    temperature: float | None = None,
+    softcap: float | None = None,
+    spread_missing: bool = False,
     reduction: str = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -105,8 +117,9 @@ def cross_entropy(
 
     in nats. With a label :math:`y`, class weights :math:`w`, sample weight :math:`s`, label smoothing
     :math:`\varepsilon` and :math:`C` classes, :math:`q_k = s\,((1-\varepsilon)\,w_y\,[k=y] + w_k\,\varepsilon/C)`;
-    with a dense target :math:`t`, :math:`q_k = s\,w_k\,((1-\varepsilon)\,t_k + \varepsilon/C)`. Plainly: minus the
-    logarithm of the probability that softmax gives to the label.
+    with a dense target :math:`t`, or a sparse one that stands for it, :math:`q_k = s\,w_k\,((1-\varepsilon)\,t_k +
+    \varepsilon/C)`. Plainly: minus the logarithm of the probability that softmax gives to the label. With a temperature
+    :math:`T` or a softcap :math:`c`, :math:`x` is what they make of the logits, everywhere.
 
     Parameters
     ----------
@@ -117,7 +130,11 @@ def cross_entropy(
     target : array_like
         Integer labels of the shape of ``logits`` without the class axis, or a dense target of the shape of
         ``logits``: numbers >= 0 of any floating, integer or boolean dtype, finite in float32 (in float64 for
-        float64 logits), which need not sum to 1. The number of dimensions decides.
+        float64 logits), which need not sum to 1. The number of dimensions decides. Or a sparse target, a tuple
+        ``(indices, probabilities)`` of arrays with the dimensions of ``logits`` and, along the class axis, any length:
+        classes, of any integer dtype, and the target's numbers for them. All other classes have 0, or with
+        ``spread_missing`` a part of the rest; those of a class that is listed more than once are added. An index of -1
+        lists nothing, whatever its probability.
     axis : int, default -1
         The class axis.
     weight : array_like, optional
@@ -131,9 +148,16 @@ def cross_entropy(
         In [0, 1]: the part of the target that is spread evenly over all classes.
     z_loss : float, default 0.0
         Coefficient, >= 0, of the squared log-sum-exp of each row (times its sample weight).
+    temperature : float, optional
+        A number > 0, :math:`T`: logits are divided by it, :math:`x / T` stands for :math:`x`. 1 has the bits of None.
+    softcap : float, optional
+        A number > 0, :math:`c`, below which logits stay: :math:`c \tanh(x / (T c))` stands for :math:`x`.
+    spread_missing : bool, default False
+        Whether what a row of a sparse target lacks to 1 goes to the classes it does not list, the same to each. The row
+        must not sum to more than 1 then, but for the rounding of its dtype.
     reduction : {"mean", "sum", "none"}
         "mean" divides the sum by the total of ``sample_weight * weight[label]`` over the rows that are not
-        ignored; with a dense target by the total of ``sample_weight``.
+        ignored; with a dense or sparse target by the total of ``sample_weight``.
     denominator : float, optional
         A number > 0 that replaces the mean's own, as for a batch that comes in parts.
     base : float, optional
@@ -153,11 +177,11 @@ def cross_entropy(
     Raises
     ------
     IndexError
-        For a label out of range, with its value and the index of the first.
+        For a label, or a class in a list, that is out of range, with its value and the index of the first.
     TypeError
         For an array or number of a type that is not accepted.
     ValueError
-        For a shape, a weight, a dense target or an option that is not accepted.
+        For a shape, a weight, a dense or sparse target or an option that is not accepted.
     BackendUnavailableError
         For a backend that was named and cannot run.
 
@@ -178,15 +202,18 @@ def cross_entropy(
     first can avoid: in a row where some difference of a logit to :math:`m` or to the label's is not exact, half a ULP
     of each :math:`x_k - m`, relative, in its exponential, weighted by :math:`Q p_k`. A z-loss adds :math:`z` times
     what the square of the log-sum-exp is off by, which itself is within 4 ULP of :math:`\max(|m|, \log(1 + r))`. An
-    :math:`e^{x_k - m}` below twice the smallest normal number may be lost. The tests hold every backend to these
-    bounds.
+    :math:`e^{x_k - m}` below twice the smallest normal number may be lost. A temperature divides the differences
+    :math:`x_k - m`, so that large offsets cost no digits; where it is no power of two, two more roundings of each are
+    allowed like that of the difference. With a softcap what stands for a logit is within 5 ULP. The tests hold every
+    backend to these bounds.
 
     **Special values.** A logit of -inf is a class that is excluded: its probability is 0, and a target that puts
-    mass on it makes the loss +inf. A row with NaN or +inf, or of -inf alone, has the loss NaN; ignored rows are
-    0 whatever they hold. A mean with nothing to average (no rows, all ignored, weights that sum to 0) is NaN, and
-    0 where ``denominator`` is given. No warnings are given for any of these.
+    mass on it makes the loss +inf. A row with NaN or +inf, or of -inf alone, has the loss NaN; ignored rows are 0
+    whatever they hold. A softcap makes finite numbers of infinite logits, :math:`\pm c`. A mean with nothing to
+    average (no rows, all ignored, weights that sum to 0) is NaN, and 0 where ``denominator`` is given. No warnings
+    are given for any of these.
 
-    Label smoothing is that of [2]_, the z-loss that of [3]_.
+    Label smoothing is that of [2]_, the z-loss that of [3]_, the softcap that of [4]_.
 
     References
     ----------
@@ -194,6 +221,7 @@ def cross_entropy(
        IMA Journal of Numerical Analysis 41 (2021).
     .. [2] C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016.
     .. [3] A. Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", JMLR 24 (2023).
+    .. [4] Gemma Team, "Gemma 2: Improving Open Language Models at a Practical Size", arXiv:2408.00118 (2024).
 
     Examples
     --------
@@ -225,13 +253,25 @@ def cross_entropy(
     >>> round(fastce.cross_entropy(images, np.zeros((2, 4, 4), int), axis=1), 4)
     2.3026
 
+    A temperature, a softcap, and a sparse target: the two most probable classes of a teacher, the rest spread over the
+    others:
+
+    >>> round(fastce.cross_entropy(logits, [1, 2], temperature=2.0), 4)
+    0.8267
+    >>> round(fastce.cross_entropy(logits, [1, 2], softcap=1.0), 4)
+    0.8812
+    >>> top = ([[1, 0], [2, 1]], [[0.6, 0.3], [0.5, 0.25]])
+    >>> round(fastce.cross_entropy(logits, top, spread_missing=True), 4)
+    0.9936
+
     A label that is not there is named:
 
     >>> fastce.cross_entropy(logits, [1, 3])
     Traceback (most recent call last):
     IndexError: target: label 3 at index (1,) is out of range for 3 classes
     """
-    quick = _pipeline.quick.get(backend, _pipeline.NO_QUICK) if type(backend) is str else _pipeline.NO_QUICK
+    plain = temperature is None and softcap is None and spread_missing is False and type(backend) is str
+    quick = _pipeline.quick.get(backend, _pipeline.NO_QUICK) if plain else _pipeline.NO_QUICK
     small = quick.loss(
         logits,
         target,
@@ -257,6 +297,9 @@ def cross_entropy(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        temperature=temperature,
+        softcap=softcap,
+        spread_missing=spread_missing,
         reduction=reduction,
         denominator=denominator,
         base=base,
@@ -276,6 +319,9 @@ def cross_entropy_with_grad(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    temperature: float | None = None,
+    softcap: float | None = None,
+    spread_missing: bool = False,
     reduction: str = "mean",
     denominator: float | None = None,
     base: float | None = None,
@@ -290,12 +336,16 @@ def cross_entropy_with_grad(
 
     .. math:: \frac{\partial\,\mathrm{loss}}{\partial x_k} = (Q + 2 z \ell)\,p_k - q_k
 
-    times whatever the returned value is divided by: the gradient is that of the value returned, with the mean's
-    denominator and ``base`` in it; for ``reduction="none"`` that of the sum of the losses.
+    times whatever the returned value is divided by, and with a temperature or a softcap times the derivative of
+    what stands for the logit, :math:`1/T` or :math:`\operatorname{sech}^2(x_k / (T c)) / T`: the gradient is that
+    of the value returned, with the mean's denominator and ``base`` in it; for ``reduction="none"`` that of the sum
+    of the losses.
 
     Parameters
     ----------
-    logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction, denominator, base
+    logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap
+        As for `cross_entropy`; the gradient is that of the logits themselves.
+    spread_missing, reduction, denominator, base
         As for `cross_entropy`.
     grad_output : float or array_like, optional
         What the gradient is multiplied by: a number for "mean" and "sum", an array of the shape of the losses for
@@ -328,11 +378,13 @@ def cross_entropy_with_grad(
     no other row's. Where all of the target sits on the row's maximum, the gradient there is computed as
     :math:`-Q\,r/(1 + r)` and not as a difference, so that it keeps its relative accuracy however small.
 
-    **Accuracy.** In ULP of float32, or of float64 for float64 logits, each element is within 8 ULP of the exact value,
-    relative to itself, where the target of a row is one class (a label without smoothing) and there is no z-loss. For
-    other targets it is within 8 ULP of :math:`\max(Q p_k, q_k)`, and a z-loss adds 8 ULP of :math:`2 z |\ell| p_k` and
-    :math:`2 z p_k` times the error of :math:`\ell`. The rounding of :math:`x_k - m`, and for a label that of its own
-    distance from :math:`m`, comes on top as it does in `cross_entropy`; so does half a ULP of the dtype of ``grad``.
+    **Accuracy.** In ULP of float32, or of float64 for float64 logits, each element is within 8 ULP of the exact
+    value, relative to itself, where the target of a row is one class (a label without smoothing) and there is no
+    z-loss. For other targets it is within 8 ULP of :math:`\max(Q p_k, q_k)`, and a z-loss adds 8 ULP of :math:`2 z
+    |\ell| p_k` and :math:`2 z p_k` times the error of :math:`\ell`. The rounding of :math:`x_k - m`, and for a
+    label that of its own distance from :math:`m`, comes on top as it does in `cross_entropy`; so does half a ULP of
+    the dtype of ``grad``, and with a softcap 8 ULP of its derivative, and three roundings of :math:`x_k / (T c)`
+    in it.
 
     float16 has no numbers below 6e-8: gradients of a mean over many rows vanish in it. Ask for them scaled with
     ``grad_output``, or in another dtype with ``out``, as shown below.
@@ -364,7 +416,8 @@ def cross_entropy_with_grad(
     >>> np.round(scaled.astype(np.float32) / 2.0**16 * 1e9, 2)
     array([[-12.29,   6.14,   6.14]], dtype=float32)
     """
-    quick = _pipeline.quick.get(backend, _pipeline.NO_QUICK) if type(backend) is str else _pipeline.NO_QUICK
+    plain = temperature is None and softcap is None and spread_missing is False and type(backend) is str
+    quick = _pipeline.quick.get(backend, _pipeline.NO_QUICK) if plain else _pipeline.NO_QUICK
     small = quick.loss_and_grad(
         logits,
         target,
@@ -392,6 +445,9 @@ def cross_entropy_with_grad(
         ignore_index=ignore_index,
         label_smoothing=label_smoothing,
         z_loss=z_loss,
+        temperature=temperature,
+        softcap=softcap,
+        spread_missing=spread_missing,
         reduction=reduction,
         denominator=denominator,
         base=base,

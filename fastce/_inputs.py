@@ -11,6 +11,7 @@ import math
 import numbers
 import operator
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -70,6 +71,9 @@ def loss_request(
     denominator: Any,
     base: Any,
     z_loss: Any = 0.0,
+    temperature: Any = None,
+    softcap: Any = None,
+    spread_missing: Any = False,
     kind: Kind = Kind.LOGITS,
     eps: Any = 0.0,
     gradient: bool = False,
@@ -85,7 +89,9 @@ def loss_request(
     z = _number("z_loss", z_loss, 0.0, math.inf, "a finite number >= 0")
     denominator, unit = _scales(reduction, denominator, base)
 
-    labels, dense = _target(name, target, given.shape, axis)
+    sparse = _sparse_target(name, target, given.shape, axis, spread_missing) if kind is Kind.LOGITS else None
+    labels, dense = _target(name, target, given.shape, axis) if sparse is None else (None, None)
+    listed, probabilities = (None, None) if sparse is None else sparse
     ignored_label = _ignore_index(ignore_index, labels)
     class_weight = None if weight is None else _class_weight(weight, n_classes)
     class_vector = None
@@ -99,7 +105,8 @@ def loss_request(
     row_grad, factor, grad, grad_view = None, 1.0, None, None
     if gradient:
         row_grad, factor = _grad_output(grad_output, reduction, positions)
-        others = {"target": target, "weight": weight, "sample_weight": sample_weight, "grad_output": grad_output}
+        others = [("target", target)] if sparse is None else [("target", part) for part in sparse]
+        others += [("weight", weight), ("sample_weight", sample_weight), ("grad_output", grad_output)]
         grad = _gradient(name, out, given, others)
         grad_view = _classes_last(grad, axis)
 
@@ -109,6 +116,9 @@ def loss_request(
         labels=labels,
         ignore_index=ignored_label,
         dense=dense,
+        listed=listed,
+        probabilities=probabilities,
+        spread_missing=bool(spread_missing),
         target_scale=1.0 - smoothing,
         class_weight=class_weight,
         class_vector=class_vector,
@@ -119,6 +129,8 @@ def loss_request(
         grad_output=row_grad,
         kind=kind,
         clip=_clip(eps),
+        temperature=1.0 if temperature is None else _positive("temperature", temperature),
+        softcap=0.0 if softcap is None else _positive("softcap", softcap),
     )
     return Request(problem, axis, reduction, denominator, unit, factor, grad)
 
@@ -229,7 +241,7 @@ def distillation_request(
     if gradient:
         row_grad, factor = _grad_output(grad_output, reduction, positions)
         others = {"teacher_logits": teacher, "sample_weight": sample_weight, "grad_output": grad_output}
-        grad = _gradient("logits", out, given, others)
+        grad = _gradient("logits", out, given, others.items())
     problem = Problem(
         output=Output.GRAD if gradient else Output.LOSS,
         logits=x,
@@ -239,7 +251,7 @@ def distillation_request(
         out=None if grad is None else _classes_last(grad, axis),
         grad_output=row_grad,
         kind=Kind.TEACHER,
-        temperature=_number("temperature", temperature, 0.0, math.inf, "a finite number > 0", open_low=True),
+        temperature=_positive("temperature", temperature),
     )
     return Request(problem, axis, reduction, denominator, unit, factor, grad, target_name="teacher_logits")
 
@@ -289,7 +301,7 @@ def element_request(
             "sample_weight": sample_weight,
             "grad_output": grad_output,
         }
-        grad = _gradient(name, out, given, others)
+        grad = _gradient(name, out, given, others.items())
 
     x = given[..., None]
     problem = Problem(
@@ -475,6 +487,8 @@ def bad_row(request: Request, row: int) -> Exception:
             weight = weights[index].item()
             if not 0 <= weight < math.inf:
                 return ValueError(f"{name}: expected finite numbers >= 0, got {weight!r} at index {index}")
+    if p.listed is not None and p.probabilities is not None:
+        return _bad_list(request, index, p.listed[index], p.probabilities[index].astype(np.float64))
     if p.dense is not None:
         values = p.dense[index].astype(np.float64)
         wrong = ~((values >= 0) & (values <= p.largest_target))
@@ -488,6 +502,25 @@ def bad_row(request: Request, row: int) -> Exception:
                 accepted = f"finite numbers >= 0{beyond}"
             return ValueError(f"{request.target_name}: expected {accepted}, got {float(values[k])!r} at index {at}")
     return ValueError(f"{request.target_name}: row {index} changed while it was being read")
+
+
+def _bad_list(request: Request, index: tuple[int, ...], classes: Array, values: Array) -> Exception:
+    """Return the error for a row whose list of classes and probabilities a backend could not accept."""
+    p = request.problem
+    for j in range(len(classes)):
+        at = (*index[: request.axis], j, *index[request.axis :])
+        label, value = int(classes[j]), float(values[j])
+        if label != -1 and not 0 <= label < p.n_classes:
+            return IndexError(f"target: class {label} at index {at} is out of range for {p.n_classes} classes")
+        if label != -1 and not 0 <= value <= p.largest_target:
+            beyond = f" in the range of {p.real}" if 0 <= value < math.inf else ""
+            accepted = f"finite numbers >= 0{beyond}"
+            return ValueError(f"target: expected {accepted}, got {value!r} at index {at} of probabilities")
+    total = sum((float(value) for value, label in zip(values, classes, strict=True) if label != -1), 0.0)
+    if total > p.most_listed:
+        most = "that sum to at most 1" if p.spread_missing else f"whose sum is in the range of {p.real}"
+        return ValueError(f"target: expected probabilities {most}, got {total:.6g} at index {index}")
+    return ValueError(f"target: row {index} changed while it was being read")
 
 
 def _floating(name: str, value: Any) -> Array:
@@ -522,11 +555,15 @@ def _scales(reduction: Any, denominator: Any, base: Any) -> tuple[float | None, 
     if denominator is not None:
         if reduction != "mean":
             raise ValueError(f"denominator: only reduction='mean' divides, got reduction={reduction!r}")
-        denominator = _number("denominator", denominator, 0.0, math.inf, "a finite number > 0", open_low=True)
+        denominator = _positive("denominator", denominator)
     unit = 1.0
     if base is not None:
         unit = math.log(_number("base", base, 1.0, math.inf, "a finite number > 1", open_low=True))
     return denominator, unit
+
+
+def _positive(name: str, value: Any) -> float:
+    return _number(name, value, 0.0, math.inf, "a finite number > 0", open_low=True)
 
 
 def _clip(eps: Any) -> float:
@@ -571,12 +608,12 @@ def _per_element(values: str, name: str, value: Any, shape: tuple[int, ...]) -> 
         ) from None
 
 
-def _gradient(name: str, out: Any, given: Array, others: dict[str, Any]) -> Array:
+def _gradient(name: str, out: Any, given: Array, others: Iterable[tuple[str, Any]]) -> Array:
     """Return the array that receives the gradient: ``out``, checked against every input, or a new one."""
     if out is None:
         return np.empty_like(given, dtype=given.dtype.newbyteorder("="), subok=False)
     grad = _out(out, given, name)
-    for other, value in others.items():
+    for other, value in others:
         _refuse_overlap(grad, other, value, name)
     return grad
 
@@ -601,6 +638,43 @@ def _target(name: str, target: Any, shape: tuple[int, ...], axis: int) -> tuple[
         f"target: {name} of shape {shape} with axis={axis} need labels of shape {positions} "
         f"or a dense target of shape {shape}, got shape {array.shape}"
     )
+
+
+def _sparse_target(
+    name: str, target: Any, shape: tuple[int, ...], axis: int, spread_missing: Any
+) -> tuple[Array, Array] | None:
+    """Return the classes and probabilities of a sparse target with the class axis last; None for another target.
+
+    A pair of arrays of as many dimensions as the values, which no pair of labels or of dense rows has.
+    """
+    if not isinstance(spread_missing, (bool, np.bool_)):
+        raise TypeError(f"spread_missing: expected True or False, got {_shown(spread_missing)}")
+    pair = [_array("target", part) for part in target] if type(target) is tuple and len(target) == 2 else []
+    if not pair or max(part.ndim for part in pair) < len(shape):
+        if spread_missing:
+            raise ValueError(
+                "spread_missing: only a sparse target, a tuple (indices, probabilities), has something missing"
+            )
+        return None
+    indices, probabilities = pair
+    if indices.size == 0 and isinstance(target[0], (list, tuple)):
+        indices = indices.astype(np.intp)  # NumPy takes an empty list for float64
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"target: expected integer indices of classes, got {_described(target[0], indices)}")
+    if not _dtypes.is_real(probabilities.dtype):
+        raise TypeError(f"target: expected probabilities that are numbers, got {_described(target[1], probabilities)}")
+    expected = (*shape[:axis], "k", *shape[axis + 1 :])
+    for part in pair:
+        if part.ndim != len(shape) or part.shape[:axis] + part.shape[axis + 1 :] != shape[:axis] + shape[axis + 1 :]:
+            raise ValueError(
+                f"target: {name} of shape {shape} with axis={axis} need indices and probabilities of shape "
+                f"({', '.join(map(str, expected))}), got shapes {indices.shape} and {probabilities.shape}"
+            )
+    if indices.shape != probabilities.shape:
+        raise ValueError(
+            f"target: expected indices and probabilities of one shape, got {indices.shape} and {probabilities.shape}"
+        )
+    return _classes_last(indices, axis), _classes_last(probabilities, axis)
 
 
 def _ignore_index(value: Any, labels: Array | None) -> int | None:

@@ -8,6 +8,9 @@ The target measure q of a row with sample weight s is
 
     labels   q_k = s * (target_scale * w_y * [k = y] + v_k)
     dense    q_k = s * (target_scale * w_k * t_k     + v_k)
+    sparse   the same, t_k being the sum of the probabilities of class k in the row's list, added in float64 in the
+             order of the list, and with spread_missing, for each class not listed, an equal part of what the sum
+             of all of them lacks to 1 (0 where it is more, or where every class is listed)
 
 with w = class_weight (1 where None) and v = class_vector (0 where None). Label smoothing, class weights and
 whatever else is expressible through q were folded into these three by the front end: no backend knows them.
@@ -22,6 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from fastce import _dtypes
 
 Array = npt.NDArray[Any]
 
@@ -104,6 +109,13 @@ class Problem:
     """The label of ignored rows; None where the dtype of the labels cannot hold it."""
     dense: Array | None = None
     """(\\*positions, classes): any boolean, integer or floating dtype."""
+    listed: Array | None = None
+    """(\\*positions, k): any integer dtype, the classes of a sparse target. -1 lists nothing, whatever its probability;
+    a row is bad where another is no class, a probability is negative or above largest_target, or all of them above
+    most_listed."""
+    probabilities: Array | None = None
+    """(\\*positions, k): any boolean, integer or floating dtype; those of the listed classes."""
+    spread_missing: bool = False
     target_scale: float = 1.0
     class_weight: Array | None = None
     """(classes,): contiguous float64."""
@@ -124,7 +136,9 @@ class Problem:
     clip: float = 0.0
     """Probabilities are taken as at least this and at most 1 - clip."""
     temperature: float = 1.0
-    """Of TEACHER."""
+    """Of TEACHER; and of LOGITS, where x then stands for x / temperature, while the gradient is that of x."""
+    softcap: float = 0.0
+    """Of LOGITS, 0 for none: x stands for softcap * tanh(x / temperature / softcap)."""
     gamma: float = 0.0
     """The exponent of a focal loss."""
     positive: float = 1.0
@@ -155,6 +169,13 @@ class Problem:
         if self.kind in (Kind.BINARY_LOGITS, Kind.BINARY_PROBABILITIES):
             return 1.0
         return float(np.finfo(self.real).max)
+
+    @property
+    def most_listed(self) -> float:
+        """The largest sum of a row's probabilities: 1 where the rest is spread, but for 16 roundings of 1."""
+        if self.probabilities is None or not self.spread_missing:
+            return self.largest_target
+        return 1.0 + 16.0 * _dtypes.spacing(self.probabilities.dtype)
 
     @property
     def real(self) -> np.dtype[Any]:

@@ -53,6 +53,7 @@ typedef struct walk {
 static void plan_walk(const fastce_problem *q, int64_t n_rows, walk *w) {
     const fastce_array *array[ARRAY_COUNT] = {&q->logits,      &q->target, &q->sample_weight,  &q->out,
                                               &q->grad_output, &q->factor, &q->positive_weight};
+    if (q->target_kind == FASTCE_SPARSE) array[BESIDE] = &q->probabilities;
     w->n_axes = 0;
     w->n_rows = n_rows;
     for (int a = 0; a < ARRAY_COUNT; a++) w->data[a] = array[a]->data;
@@ -177,12 +178,13 @@ static int64_t find_kept(const rows *batch, int64_t *kept) {
 static int64_t visit_kept(const call *c, run *u, const rows *batch, const int64_t *kept, int64_t n_kept, int64_t first,
                           chunk_state *state, char *scratch) {
     const fastce_problem *q = c->task.problem;
-    const bool dense = q->target_kind == FASTCE_DENSE;
+    const bool dense = q->target_kind == FASTCE_DENSE; /* lists are not waited for: see every_row */
     rows *w = &u->waiting;
     for (int64_t j = 0, i = 0; j <= n_kept; i = kept[j++] + 1) {
         for (int64_t k = i; k < kept[j] && dense; k++) {
             const int64_t row = first + k;
-            if (c->kernels->first_bad_dense_row(&c->task, u->at[TARGET] + row * u->step[TARGET], 0, 1) < 0) continue;
+            const char *const at[ARRAY_COUNT] = {[TARGET] = u->at[TARGET] + row * u->step[TARGET]};
+            if (c->kernels->first_bad_target(&c->task, at, u->step, 1) < 0) continue;
             int64_t earlier = visit(c, w, state, scratch);
             return earlier < 0 ? row : earlier;
         }
@@ -202,10 +204,13 @@ static void start_rows(rows *r, const rows *others) {
     r->all_kept = true;
     r->logits = others->logits;
     r->dense = others->dense;
+    r->beside = others->beside;
     r->out = others->out;
     r->values = others->values;
     r->logits_step = others->logits_step;
     r->dense_step = others->dense_step;
+    r->beside_step = others->beside_step;
+    r->offset = NULL;
     r->out_step = others->out_step;
     r->first_row = others->first_row;
 }
@@ -221,12 +226,10 @@ static int64_t visit_run(const call *c, run *u, int64_t count, chunk_state *stat
         for (int a = 0; a < ARRAY_COUNT; a++) at[a] = u->at[a] ? u->at[a] + done * u->step[a] : NULL;
         int64_t bad_target = c->kernels->load_targets(t, at, u->step, n, &batch, &state->total);
         if (c->scan || bad_target >= 0) {
-            bool dense = t->problem->target_kind == FASTCE_DENSE;
+            const bool masses = t->problem->target_kind != FASTCE_LABELS && t->problem->target_kind != FASTCE_NO_TARGET;
             bad = visit(c, &u->waiting, state, scratch);
             if (bad >= 0) return bad;
-            bad = dense
-                      ? c->kernels->first_bad_dense_row(t, at[TARGET], u->step[TARGET], bad_target < 0 ? n : bad_target)
-                      : -1;
+            bad = masses ? c->kernels->first_bad_target(t, at, u->step, bad_target < 0 ? n : bad_target) : -1;
             if (bad < 0) bad = bad_target;
             if (bad >= 0) return done + bad;
             continue;
@@ -270,10 +273,12 @@ static void visit_chunk(void *context, int64_t chunk, int worker) {
         rows *r = &u.waiting;
         r->logits = u.at[LOGITS];
         r->dense = u.at[TARGET];
+        r->beside = u.at[BESIDE];
         r->out = (char *)u.at[OUT];
         r->values = q->row_values ? (char *)q->row_values + row * value_size : NULL;
         r->logits_step = step[LOGITS];
         r->dense_step = step[TARGET];
+        r->beside_step = step[BESIDE];
         r->out_step = step[OUT];
         r->first_row = row;
         start_rows(r, r);
@@ -304,10 +309,22 @@ static void total(const partial *p, int64_t count, fastce_totals *totals) {
     totals->weight = isfinite(sums.weight) ? sums.weight + sums.weight_lost : sums.weight;
 }
 
+static bool is_divided(const fastce_problem *q) {
+    return q->kind == FASTCE_LOGITS && q->temperature != 0 && q->temperature != 1;
+}
+
+static bool is_capped(const fastce_problem *q) { return q->kind == FASTCE_LOGITS && q->softcap != 0; }
+
+/* Whether the visit is of what is staged, where classes are neighbours whatever the stride of the logits. */
+static bool is_staged(const fastce_problem *q) {
+    return is_divided(q) || is_capped(q) || q->target_kind == FASTCE_SPARSE;
+}
+
 /* Whether vectors hold neighbouring rows rather than neighbouring classes; results depend on it, so it must not depend
  * on the number of rows. */
 static bool takes_lanes(const fastce_problem *q) {
-    return q->n_classes <= FEW_CLASSES || q->logits.class_stride != dtype_size(q->logits.dtype);
+    if (q->n_classes <= FEW_CLASSES) return true;
+    return q->logits.class_stride != dtype_size(q->logits.dtype) && !is_staged(q);
 }
 
 const char *fastce_kernel_name(const fastce_problem *q) {
@@ -316,6 +333,7 @@ const char *fastce_kernel_name(const fastce_problem *q) {
     if (is_element_wise(q)) return "vectors of elements";
     if (q->kind == FASTCE_TEACHER) return "rows of logits and a teacher's";
     if (q->kind != FASTCE_LOGITS) return "rows of probabilities";
+    if (is_staged(q)) return takes_lanes(q) ? "vectors of staged rows" : "staged rows of vectors";
     return takes_lanes(q) ? "vectors of rows" : "rows of vectors";
 }
 
@@ -341,7 +359,10 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     t->lanes = takes_lanes(q);
     t->elements = is_element_wise(q);
     t->any_target = q->kind == FASTCE_SQUARES || q->kind == FASTCE_TEACHER;
-    t->every_row = t->elements || q->output == FASTCE_STATISTICS;
+    t->divided = is_divided(q);
+    t->capped = is_capped(q);
+    t->staged = is_staged(q);
+    t->every_row = t->elements || t->staged || q->output == FASTCE_STATISTICS;
     bool binary = q->kind == FASTCE_BINARY_LOGITS || q->kind == FASTCE_BINARY_PROBABILITIES;
     t->largest_target = binary ? 1 : q->logits.dtype == FASTCE_F64 ? DBL_MAX : FLT_MAX; /* that of the arithmetic */
     ptrdiff_t logits_stride = t->lanes ? *step[LOGITS] : q->logits.class_stride;
@@ -349,6 +370,8 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     t->logits_direct = !q->logits.byte_swapped && logits_stride == size;
     t->out_direct = t->logits_direct && same_dtype && out_stride == size;
     bool in_lines = t->out_direct || (t->lanes && same_dtype && q->out.class_stride == size);
+    if (t->staged && q->out.data)
+        in_lines = in_lines || (!q->out.byte_swapped && q->out.class_stride == dtype_size(q->out.dtype));
     t->stream =
         in_lines && aligned_to_element(&q->out) && (double)w->n_rows * (double)q->n_classes * size > CACHE_BYTES;
     t->q_scale = t->q_vector = NULL;
@@ -366,7 +389,7 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
 static void convert_class_arrays(const fastce_problem *q, task *t, char *room) {
     int64_t n = q->n_classes;
     bool narrow = q->logits.dtype != FASTCE_F64;
-    const double *source[2] = {q->target_kind == FASTCE_DENSE ? q->class_weight : NULL, q->class_vector};
+    const double *source[2] = {q->target_kind == FASTCE_LABELS ? NULL : q->class_weight, q->class_vector};
     const void **converted[2] = {&t->q_scale, &t->q_vector};
     double factor[2] = {q->target_scale, 1};
     for (int i = 0; i < 2; i++) {

@@ -8,12 +8,15 @@
 
 enum {
     WRITTEN_COUNT = 10, /* out, the row values, eight statistics */
-    READ_COUNT = 8,
+    READ_COUNT = 9,
     SEARCH_STEPS = 10000, /* more than arrays of one parent take */
 };
 
 /* Above them, sizes of scratch and numbers of chunks might overflow; nobody lives to see as many. */
 static const int64_t MOST_CLASSES = (int64_t)1 << 48, MOST_ROWS = (int64_t)1 << 56;
+
+/* Places in a list are kept where masses will be, in 32 bits. */
+static const int64_t MOST_LISTED = INT32_MAX;
 
 bool is_element_wise(const fastce_problem *q) { return q->kind >= FASTCE_BINARY_LOGITS; }
 
@@ -30,7 +33,13 @@ static fastce_status check_array(const fastce_array *a, bool floating, bool requ
 static fastce_status check_kind(const fastce_problem *q) {
     bool divergence = q->kind == FASTCE_KL || q->kind == FASTCE_JS, teacher = q->kind == FASTCE_TEACHER;
     if ((unsigned)q->kind >= FASTCE_KIND_COUNT) return FASTCE_BAD_ARGUMENT;
-    if (q->kind == FASTCE_LOGITS) return q->factor.data || q->positive_weight.data ? FASTCE_BAD_ARGUMENT : FASTCE_OK;
+    if (q->kind == FASTCE_LOGITS) {
+        const bool given = q->softcap != 0 || (q->temperature != 0 && q->temperature != 1);
+        const bool valid = q->temperature >= 0 && isfinite(q->temperature) && q->softcap >= 0 && isfinite(q->softcap);
+        if (given && (!valid || (q->output != FASTCE_LOSS && q->output != FASTCE_GRAD))) return FASTCE_BAD_ARGUMENT;
+        return q->factor.data || q->positive_weight.data ? FASTCE_BAD_ARGUMENT : FASTCE_OK;
+    }
+    if (q->target_kind == FASTCE_SPARSE) return FASTCE_BAD_ARGUMENT;
     if (q->output != FASTCE_LOSS && (q->output != FASTCE_GRAD || divergence)) return FASTCE_BAD_ARGUMENT;
     if (is_element_wise(q) && q->n_classes != 1) return FASTCE_BAD_SIZE;
     if (teacher && !(q->temperature > 0 && isfinite(q->temperature))) return FASTCE_BAD_ARGUMENT;
@@ -75,7 +84,9 @@ static fastce_status check_fields(const fastce_problem *q, int64_t *n_rows) {
     if (q->n_axes < 0 || q->n_axes > MAX_AXES || q->n_classes < 0 || q->n_classes > MOST_CLASSES)
         return FASTCE_BAD_SIZE;
     if (q->out.data && !writes) return FASTCE_BAD_ARGUMENT; /* kernels write what is there */
-    if (has_target != wants_target || (statistics && q->target_kind == FASTCE_DENSE)) return FASTCE_BAD_ARGUMENT;
+    const bool sparse = q->target_kind == FASTCE_SPARSE, masses = sparse || q->target_kind == FASTCE_DENSE;
+    if (has_target != wants_target || (statistics && masses)) return FASTCE_BAD_ARGUMENT;
+    if (sparse && (q->n_listed < 0 || q->n_listed > MOST_LISTED)) return FASTCE_BAD_SIZE;
     if (q->n_axes > 0 && (!q->shape || !is_aligned(q->shape, alignof(int64_t)))) return FASTCE_BAD_POINTER;
     *n_rows = count_rows(q);
     bool some = *n_rows != 0; /* without rows nothing is needed */
@@ -85,16 +96,20 @@ static fastce_status check_fields(const fastce_problem *q, int64_t *n_rows) {
     const struct {
         const fastce_array *array;
         bool floating, required;
-    } arrays[] = {{&q->logits, true, true},           {&q->target, false, has_target},
-                  {&q->sample_weight, false, false},  {&q->out, true, writes},
-                  {&q->factor, false, false},         {&q->grad_output, false, false},
-                  {&q->positive_weight, false, false}};
+    } arrays[] = {{&q->logits, true, true},
+                  {&q->target, false, has_target},
+                  {&q->sample_weight, false, false},
+                  {&q->out, true, writes},
+                  {&q->factor, false, false},
+                  {&q->grad_output, false, false},
+                  {&q->positive_weight, false, false},
+                  {sparse ? &q->probabilities : &q->target, false, has_target}};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
         fastce_status status = check_array(arrays[i].array, arrays[i].floating, arrays[i].required && some, q->n_axes);
         if (status != FASTCE_OK) return status;
     }
     bool label_dtype = q->target.dtype >= FASTCE_I8 && q->target.dtype <= FASTCE_U64;
-    if (q->target_kind == FASTCE_LABELS && !label_dtype) return FASTCE_BAD_DTYPE;
+    if ((q->target_kind == FASTCE_LABELS || sparse) && !label_dtype) return FASTCE_BAD_DTYPE;
     fastce_status status = check_kind(q);
     if (status != FASTCE_OK) return status;
     return pointers_are_aligned(q) ? FASTCE_OK : FASTCE_BAD_POINTER;
@@ -106,7 +121,7 @@ static fastce_status check_fields(const fastce_problem *q, int64_t *n_rows) {
 typedef struct extent {
     uintptr_t begin, end;
     const fastce_array *array; /* NULL where it takes them all */
-    bool has_classes;
+    int64_t n_classes;         /* the length of its class axis, 1 where it has none */
 } extent;
 
 static bool meet(const extent *a, const extent *b) { return a->begin < b->end && b->begin < a->end; }
@@ -117,13 +132,13 @@ static bool stretch(int64_t length, ptrdiff_t stride, ptrdiff_t *low, ptrdiff_t 
     return reach < 0 ? !__builtin_add_overflow(*low, reach, low) : !__builtin_add_overflow(*high, reach, high);
 }
 
-static bool find_extent(const fastce_problem *q, const fastce_array *a, bool has_classes, extent *e) {
+static bool find_extent(const fastce_problem *q, const fastce_array *a, int64_t n_classes, extent *e) {
     ptrdiff_t low = 0, high = dtype_size(a->dtype);
     for (int i = 0; i < q->n_axes; i++)
         if (!stretch(q->shape[i], a->strides[i], &low, &high)) return false;
-    if (has_classes && !stretch(q->n_classes, a->class_stride, &low, &high)) return false;
+    if (n_classes > 1 && !stretch(n_classes, a->class_stride, &low, &high)) return false;
     uintptr_t data = (uintptr_t)a->data;
-    *e = (extent){.array = a, .has_classes = has_classes};
+    *e = (extent){.array = a, .n_classes = n_classes};
     return !__builtin_sub_overflow(data, 0 - (uintptr_t)low, &e->begin) &&
            !__builtin_add_overflow(data, (uintptr_t)high, &e->end);
 }
@@ -164,7 +179,7 @@ static bool add_terms(sums *s, const fastce_problem *q, const extent *e) {
     if (!e->array) return add_term(s, (int64_t)(e->end - e->begin), 1);
     for (int i = 0; i < q->n_axes; i++)
         if (!add_term(s, q->shape[i], e->array->strides[i])) return false;
-    return !e->has_classes || add_term(s, q->n_classes, e->array->class_stride);
+    return add_term(s, e->n_classes, e->array->class_stride);
 }
 
 static bool find_rests(sums *s) {
@@ -238,8 +253,9 @@ typedef struct extents {
     bool fit;
 } extents;
 
-static void add_read(extents *found, const fastce_problem *q, const fastce_array *a, bool has_classes) {
-    if (a->data) found->fit = found->fit && find_extent(q, a, has_classes, &found->read[found->read_count++]);
+static void add_read(extents *found, const fastce_problem *q, const fastce_array *a, int64_t n_classes) {
+    if (a->data && n_classes > 0)
+        found->fit = found->fit && find_extent(q, a, n_classes, &found->read[found->read_count++]);
 }
 
 static void add_read_run(extents *found, const double *data, int64_t count) {
@@ -255,7 +271,7 @@ static void find_extents(const fastce_problem *q, int64_t n_rows, extents *found
     size_t real = q->logits.dtype == FASTCE_F64 ? 8 : 4;
     found->written_count = found->read_count = 0;
     found->fit = true;
-    if (has_out) found->fit = find_extent(q, &q->out, true, &found->written[found->written_count++]);
+    if (has_out) found->fit = find_extent(q, &q->out, q->n_classes, &found->written[found->written_count++]);
     add_written_run(found, q->row_values, n_rows, real);
     if (q->output == FASTCE_STATISTICS) {
         const fastce_statistics *s = q->statistics;
@@ -268,12 +284,14 @@ static void find_extents(const fastce_problem *q, int64_t n_rows, extents *found
         add_written_run(found, s->rank, n_rows, sizeof *s->rank);
         add_written_run(found, s->correct, n_rows, sizeof *s->correct);
     }
-    add_read(found, q, &q->logits, true);
-    add_read(found, q, &q->target, q->target_kind == FASTCE_DENSE);
-    add_read(found, q, &q->sample_weight, false);
-    add_read(found, q, &q->grad_output, false);
-    add_read(found, q, &q->factor, false);
-    add_read(found, q, &q->positive_weight, false);
+    const bool sparse = q->target_kind == FASTCE_SPARSE;
+    add_read(found, q, &q->logits, q->n_classes);
+    add_read(found, q, &q->target, sparse ? q->n_listed : q->target_kind == FASTCE_DENSE ? q->n_classes : 1);
+    if (sparse) add_read(found, q, &q->probabilities, q->n_listed);
+    add_read(found, q, &q->sample_weight, 1);
+    add_read(found, q, &q->grad_output, 1);
+    add_read(found, q, &q->factor, 1);
+    add_read(found, q, &q->positive_weight, 1);
     add_read_run(found, q->class_weight, q->n_classes);
     add_read_run(found, q->class_vector, q->n_classes);
 }

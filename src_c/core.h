@@ -22,6 +22,9 @@ enum { KEPT_CLASSES = 1 << 18 };
 /* The arrays of a problem, in the order in which the driver steps through them. */
 enum { LOGITS, TARGET, SAMPLE_WEIGHT, OUT, GRAD_OUTPUT, FACTOR, POSITIVE_WEIGHT, ARRAY_COUNT };
 
+/* A sparse target's probabilities take the place of the factors, which its kind has not. */
+enum { BESIDE = FACTOR };
+
 /* A call, planned: constant while it runs. */
 typedef struct task {
     const fastce_problem *problem;
@@ -29,6 +32,8 @@ typedef struct task {
     bool plain;            /* labels alone, without z-loss */
     bool lanes;            /* vectors of rows, not rows of vectors */
     bool elements;         /* an element-wise kind */
+    bool divided, capped;  /* logits, by a temperature and by a softcap */
+    bool staged;           /* visited in scratch, see kernels/staged.h */
     bool any_target;       /* any number is acceptable as a dense target */
     bool every_row;        /* ignored rows are visited too, and passed over there */
     double largest_target; /* a dense target beyond it is not acceptable */
@@ -51,10 +56,11 @@ typedef struct rows {
     bool scaled;      /* and grad_scale the problem's */
     int64_t first;
     int64_t first_row; /* of the run, among all */
-    const char *logits, *dense;
+    const char *logits, *dense, *beside;
     char *out;
     char *values; /* of real, or NULL */
-    ptrdiff_t logits_step, dense_step, out_step;
+    ptrdiff_t logits_step, dense_step, beside_step, out_step;
+    const double *offset; /* of row i, beyond its logits, for z-loss; NULL for none */
     int64_t index[VISIT_ROWS];
     int64_t label[VISIT_ROWS];
     double weight[VISIT_ROWS];     /* s */
@@ -118,7 +124,7 @@ typedef struct kernels {
     /* See kernels/targets.h. */
     int64_t (*load_targets)(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count, rows *r,
                             partial *sums);
-    int64_t (*first_bad_dense_row)(const task *t, const char *dense, ptrdiff_t step, int64_t count);
+    int64_t (*first_bad_target)(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count);
 } kernels;
 
 #endif

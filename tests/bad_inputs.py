@@ -121,7 +121,17 @@ def _over_itself() -> dict[str, Any]:
     return {"out": np.lib.stride_tricks.as_strided(np.zeros(3, np.float32), (2, 3), (0, 4))}
 
 
+def _lists(indices: Any, probabilities: Any, **more: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"target": (np.asarray(indices), np.asarray(probabilities)), **more}
+
+
+def _over_probabilities() -> dict[str, Any]:
+    out = np.full((2, 3), 0.25, np.float32)
+    return {"target": (np.zeros((2, 2), int), out[:, 1:]), "out": out}
+
+
 NAN, INF = math.nan, math.inf
+PAIRS, HALVES = [[0, 1], [1, 2]], [[0.5, 0.5], [0.5, 0.25]]
 ACCEPTED = "float16, bfloat16, float32 or float64"
 
 LOGITS = [
@@ -141,6 +151,29 @@ LOGITS = [
     Bad("ragged logits", _given(logits=[[1.0, 2.0], [3.0]]), ValueError, "logits: "),
     Bad("a number as logits", _logits(np.float32(1)), ValueError, "logits: .*axis", FILES),
     Bad("no classes", _given(logits=np.zeros((2, 0), np.float32)), ValueError, r"logits: .*class.*\(2, 0\)", FILES),
+]
+
+SPARSE = [
+    Bad("floating indices", _lists(HALVES, HALVES), TypeError, "target: .*integer indices.*float64"),
+    Bad("probabilities of complex", _lists(PAIRS, 1j * np.ones((2, 2))), TypeError, "target: .*prob.*complex128"),
+    Bad("probabilities for others", _lists(PAIRS, [[0.5], [0.5]]), ValueError, r"target: .*\(2, 2\) and \(2, 1\)"),
+    Bad("lists of too many rows", _lists([[0]] * 3, [[1.0]] * 3), ValueError, r"target: .*\(2, k\).*\(3, 1\)"),
+    Bad("flat probabilities", _lists(PAIRS, [0.5, 0.5]), ValueError, r"target: .*\(2, k\).*\(2, 2\) and \(2,\)"),
+    Bad("class 3 listed", _lists([[0, 3], [1, 2]], HALVES), IndexError, r"class 3 at index \(0, 1\) .* 3 classes"),
+    Bad("class -2 listed", _lists([[0, 1], [-2, 2]], HALVES), IndexError, r"class -2 at index \(1, 0\)"),
+    Bad("class of uint64", _lists(np.array(PAIRS, np.uint64) - np.uint64(1), HALVES), IndexError, r"class 18446\d* at"),
+    Bad("negative probability", _lists(PAIRS, [[1, 1], [1, -1]]), ValueError, r"-1.0 at index \(1, 1\) of prob"),
+    Bad("probability of NaN", _lists(PAIRS, [[NAN, 1], [1, 1]]), ValueError, r"nan at index \(0, 0\) of prob"),
+    Bad("infinite probability", _lists(PAIRS, [[1, INF], [1, 1]]), ValueError, r"inf at index \(0, 1\) of prob"),
+    Bad(
+        "nothing missing", _lists(PAIRS, [[0.5, 0.5], [1, 0.5]], spread_missing=True), ValueError, r"1.5 at index \(1,"
+    ),
+    Bad("missing from labels", _given(spread_missing=True), ValueError, "spread_missing: .*sparse"),
+    Bad(
+        "spread_missing of 1", _lists(PAIRS, HALVES, spread_missing=1), TypeError, "spread_missing: .*True or False.*1"
+    ),
+    Bad("out over probabilities", _over_probabilities, ValueError, "out: overlaps target", GRADIENT),
+    Bad("three arrays", _given(target=(np.zeros((2, 1), int),) * 3), ValueError, r"target: .*\(3, 2, 1\)"),
 ]
 
 AXIS = [
@@ -238,6 +271,13 @@ OPTIONS = [
     ),
     Bad("label_smoothing of str", _given(label_smoothing="0.1"), TypeError, "label_smoothing: .*'0.1'"),
     *(Bad(f"z_loss={v}", _given(z_loss=v), ValueError, f"z_loss: .*>= 0.*{v}") for v in (-1e-4, NAN, INF)),
+    *(
+        Bad(f"{name}={v}", _given(**{name: v}), ValueError, f"{name}: .*finite number > 0.*{v}")
+        for name in ("temperature", "softcap")
+        for v in (0, -1.0, NAN, INF)
+    ),
+    Bad("temperature of str", _given(temperature="2"), TypeError, "temperature: .*'2'"),
+    Bad("softcap of bool", _given(softcap=True), TypeError, "softcap: .*True"),
     Bad("z_loss=None", _given(z_loss=None), TypeError, "z_loss: .*None"),
     *(
         Bad(f"reduction={v}", _given(reduction=v), ValueError, f"reduction: .*'mean', 'sum' or 'none'.*{v}")
@@ -309,4 +349,4 @@ GRADIENTS = [
     Bad("out overlaps itself", _over_itself, ValueError, "out: .*share", GRADIENT),
 ]
 
-BAD_INPUTS = [*LOGITS, *AXIS, *TARGET, *WEIGHTS, *OPTIONS, *GRADIENTS]
+BAD_INPUTS = [*LOGITS, *AXIS, *TARGET, *SPARSE, *WEIGHTS, *OPTIONS, *GRADIENTS]

@@ -34,6 +34,8 @@ def answer(logits: Any, target: Any, options: Mapping[str, Any]) -> Answer:
 
 
 def fingerprint(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(fingerprint(part) for part in value)
     if isinstance(value, np.ndarray | list):
         value = np.asarray(value)
         return value.shape, value.dtype.str, value.dtype.name, hash(value.tobytes())
@@ -84,7 +86,8 @@ def check_grad(got: Array, want: Answer, dtype: np.dtype[Any], *, rows: Any = sl
 
 def agree(engine: Engine, logits: Any, target: Any, *, num_threads: int | None = None, **options: Any) -> Answer:
     """Loss, and loss with gradient, as the oracle has them; bits equal; dtypes right; inputs untouched."""
-    arrays = [a for a in [logits, target, *options.values()] if isinstance(a, np.ndarray)]
+    parts = target if isinstance(target, tuple) else (target,)
+    arrays = [a for a in [logits, *parts, *options.values()] if isinstance(a, np.ndarray)]
     before = [a.tobytes() for a in arrays]
     dtype = logits.dtype if isinstance(logits, np.ndarray) else np.dtype(np.float64)
     want = answer(logits, target, options)

@@ -9,7 +9,7 @@ no wider than double, mpmath computes every row. Nothing here knows about tolera
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mpmath
@@ -39,6 +39,13 @@ class Rows:
     p: Array
     log_p: Array
     grad: Array
+    """With respect to what stands for the logits."""
+    raw: Array | None = None
+    """The logits, where x is what stands for them: with a temperature T or a softcap c."""
+    temperature: float = 1.0
+    softcap: float = 0.0
+    slope: Any = 1
+    """The derivative of x by the logits."""
 
     @property
     def finite(self) -> Array:
@@ -188,6 +195,31 @@ def _stack(exact: list[dict[str, Any]], x: Array, q: Array, z: Array, ignored: A
     return Rows(x, q, z, ignored, **fields)
 
 
+def transform(x: Array, temperature: float, softcap: float) -> tuple[Array, Array]:
+    """What stands for logits, c tanh(x/(Tc)) or x/T without a softcap c, and its derivative."""
+    with np.errstate(all="ignore"):
+        y = x / Wide(temperature)
+        if softcap == 0:
+            return y, np.full(x.shape, 1 / Wide(temperature))
+        u = y / Wide(softcap)
+        return Wide(softcap) * np.tanh(u), 1 / np.cosh(u) ** 2 / Wide(temperature)
+
+
+def densified(indices: Array, probabilities: Array, n_classes: int, *, spread_missing: bool) -> Array:
+    """The dense target (n, C) that lists (n, k) stand for. What is missing to 1 is missing to their float64 sum."""
+    t = np.zeros((len(indices), n_classes), Wide)
+    for row, classes, masses in zip(t, indices, widen(probabilities), strict=True):
+        entries = [(int(k), mass) for k, mass in zip(classes, masses, strict=True) if int(k) != -1]
+        total = 0.0
+        for k, mass in entries:
+            row[k] += mass
+            total += float(mass)
+        others = [k for k in range(n_classes) if k not in dict(entries)]
+        if spread_missing and others:
+            row[others] = max(Wide(1 - total), Wide(0)) / len(others)
+    return t
+
+
 def measure(
     x: Array,
     target: Array,
@@ -227,13 +259,27 @@ def cross_entropy(
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    temperature: float | None = None,
+    softcap: float | None = None,
+    spread_missing: bool = False,
     reduction: str = "mean",
     denominator: float | None = None,
     base: float | None = None,
     grad_output: Any = None,
 ) -> Answer:
     """Value and gradient as the contract defines them; the arguments are those of fastce."""
-    logits, target = np.asarray(logits), np.asarray(target)
+    logits = np.asarray(logits)
+    if isinstance(target, tuple):
+        indices, probabilities = (np.moveaxis(np.asarray(part), axis, -1) for part in target)
+        n_listed = indices.shape[-1]
+        target = densified(
+            indices.reshape(math.prod(indices.shape[:-1]), n_listed),
+            probabilities.reshape(math.prod(indices.shape[:-1]), n_listed),
+            logits.shape[axis],
+            spread_missing=spread_missing,
+        ).reshape(*indices.shape[:-1], logits.shape[axis])
+        target = np.moveaxis(target, -1, axis)
+    target = np.asarray(target)
     moved = np.moveaxis(logits, axis, -1)
     positions, n_classes = moved.shape[:-1], moved.shape[-1]
     n = math.prod(positions)
@@ -244,7 +290,11 @@ def cross_entropy(
     q, ignored, share = measure(x, flat, weight, s, ignore_index, label_smoothing)
     # z = s * z_loss; s is 1 where there are no sample weights.
     z = np.where(ignored, Wide(0), Wide(z_loss) * (np.ones(n, Wide) if s is None else widen(s)))
+    raw, slope = x, Wide(1)
+    if temperature is not None or softcap is not None:
+        x, slope = transform(raw, temperature or 1.0, softcap or 0.0)
     rows = compute_rows(x, q, z, ignored)
+    rows = replace(rows, raw=raw, temperature=temperature or 1.0, softcap=softcap or 0.0, slope=slope)
 
     unit = Wide(1) if base is None else np.log(Wide(base))
     upstream = np.broadcast_to(widen(1.0 if grad_output is None else grad_output).reshape(-1), (n,))
@@ -258,7 +308,9 @@ def cross_entropy(
             value = _total(rows.loss) / unit if reduction == "sum" else (rows.loss / unit).reshape(positions)
             scale = np.full(n, 1 / unit)
         # A scale of 0 here is a mean over nothing, whose gradient is exactly 0.
-        grad = np.where((scale == 0)[:, None], Wide(0), rows.grad * (scale * upstream)[:, None])
+        grad = np.where(
+            (scale == 0)[:, None] | ignored[:, None], Wide(0), rows.grad * slope * (scale * upstream)[:, None]
+        )
     grad = np.moveaxis(grad.reshape(moved.shape), -1, axis)
     return Answer(rows, scale, upstream, value, grad, axis)
 

@@ -109,7 +109,8 @@ def test_signatures() -> None:
     """The interface: names, order and defaults; `backend` and `num_threads` last wherever something is computed."""
     loss = (
         "(logits, target, *, axis=-1, weight=None, sample_weight=None, ignore_index=-100, label_smoothing=0.0, "
-        "z_loss=0.0, reduction='mean', denominator=None, base=None, {}backend='auto', num_threads=None)"
+        "z_loss=0.0, temperature=None, softcap=None, spread_missing=False, reduction='mean', denominator=None, "
+        "base=None, {}backend='auto', num_threads=None)"
     )
     maps = "(logits, *, axis=-1, out=None, backend='auto', num_threads=None)"
     twins = {"": "", "_with_grad": "grad_output=None, out=None, "}

@@ -101,7 +101,7 @@ def test_mpmath_path_gives_the_same_answers(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(oracle, "WIDE_ENOUGH", False)
     slow = oracle.cross_entropy(x, labels, z_loss=0.1, reduction="none")
     for field in dataclasses.fields(oracle.Rows):
-        if field.name in ("m", "r"):
+        if field.name in ("m", "r", "temperature", "softcap", "slope"):
             continue
         a, b = getattr(wide.rows, field.name)[:3], getattr(slow.rows, field.name)[:3]
         np.testing.assert_allclose(a.astype(float), b.astype(float), rtol=1e-15, atol=1e-16, err_msg=field.name)

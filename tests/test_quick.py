@@ -5,6 +5,7 @@ The general path, which the contract suite runs over, is the oracle here: it is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,15 +67,19 @@ def outcome_with_grad(x: Any, y: Any, **options: Any) -> Any:
         return type(error), str(error), None if out is None else bits(out)
 
 
+UNSEEN = {"backend", "temperature", "softcap", "spread_missing"}
+"""Options with which the short way is not tried, or that choose it."""
+
+
 def is_quick(x: Any, y: Any, backend: str = "auto", **options: Any) -> bool:
     """Whether the short way does this call by itself."""
     defaults = fastce.cross_entropy.__kwdefaults__ | options
-    return _pipeline.quick[backend].loss(x, y, *(defaults[k] for k in defaults if k != "backend")) is not None
+    return _pipeline.quick[backend].loss(x, y, *(defaults[k] for k in defaults if k not in UNSEEN)) is not None
 
 
 def grad_is_quick(x: Any, y: Any, backend: str = "auto", **options: Any) -> bool:
     defaults = fastce.cross_entropy_with_grad.__kwdefaults__ | options
-    return _pipeline.quick[backend].loss_and_grad(x, y, *(defaults[k] for k in defaults if k != "backend")) is not None
+    return _pipeline.quick[backend].loss_and_grad(x, y, *(defaults[k] for k in defaults if k not in UNSEEN)) is not None
 
 
 @st.composite
@@ -215,10 +220,17 @@ def test_most_options_and_any_context_mean_the_general_way(backend: str, rng: np
     """What is neither the default nor equal to it; use_backend and forced variants come first."""
     x, y = rng.standard_normal((32, 10)), rng.integers(0, 10, 32)
     for name in fastce.cross_entropy.__kwdefaults__:
-        if name != "backend":
+        if name not in UNSEEN:
             assert not is_quick(x, y, backend, **{name: object()})
             assert not grad_is_quick(x, y, backend, **{name: object()})
             assert not is_quick(x, y, backend, **{name: np.ones((32, 10))})
+    for options in ({"temperature": 2.0}, {"softcap": 1.0}):
+        general = fastce.cross_entropy(x, y, backend="numpy", **options)
+        assert math.isclose(fastce.cross_entropy(x, y, backend=backend, **options), general, rel_tol=1e-12)
+        both = fastce.cross_entropy_with_grad(x, y, backend=backend, **options)
+        assert math.isclose(both.loss, general, rel_tol=1e-12)
+    with pytest.raises(ValueError, match="spread_missing"):
+        fastce.cross_entropy(x, y, backend=backend, spread_missing=True)
     with fastce.use_backend("numpy"):
         assert is_quick(x, y, backend) == (backend != "auto")
     with _settings.use_variant("portable"):

@@ -30,6 +30,8 @@ Array = npt.NDArray[Any]
 TABLE = json.loads((Path(__file__).resolve().parent.parent / "accuracy" / "table.json").read_text(encoding="utf-8"))
 ULPS: dict[str, float] = {name: row["limit"] for name, row in TABLE["results"].items()}
 FOCAL_EXPONENT_ULPS: float = TABLE["allowed"]["focal exponent"]["limit"]
+SOFTCAP_ULPS: float = TABLE["allowed"]["softcap"]["limit"]
+SOFTCAP_SLOPE_ULPS: float = TABLE["allowed"]["softcap slope"]["limit"]
 
 
 class Format(NamedTuple):
@@ -80,9 +82,41 @@ def _doubts(rows: Rows, real: Format) -> tuple[Array, Array]:
         to_label = np.where(np.isfinite(rows.x), rows.x - _label_logit(rows)[:, None], Wide(0))
         exact = (_rounded(d, real) == d).all(-1) & (_rounded(to_label, real) == to_label).all(-1)
         each = np.where(exact[:, None], Wide(0), np.abs(d) * real.half_eps)
+        moved = _moved(rows, real)
+        of_max = np.where(d == 0, moved, Wide(0)).max(-1, keepdims=True, initial=0)
+        each = each + np.where(d == 0, Wide(0), moved + of_max)
         lost = np.exp(d) < 2 * real.tiny
         each = np.where(lost, Wide(1), np.minimum(each, 1))
         return each, (p * each).sum(-1)
+
+
+def _moved(rows: Rows, real: Format) -> Array:
+    """How far what stands for a logit may be off, beside the rounding of its distance to others: (n, C).
+
+    A temperature that is no power of two is rounded, and so is the quotient; a softcap's tanh is as far off as the
+    table says.
+    """
+    with np.errstate(all="ignore"):
+        there = rows.finite[:, None] & np.isfinite(rows.x)
+        if rows.softcap:
+            return np.where(there, SOFTCAP_ULPS * real.ulp(rows.x), Wide(0))
+        if np.frexp(rows.temperature)[0] == 0.5:
+            return np.zeros(rows.x.shape, Wide)
+        return np.where(there, 2 * real.half_eps * np.abs(rows.x - rows.m[:, None]), Wide(0))
+
+
+def _sloped(rows: Rows, bound: Array, real: Format) -> Array:
+    """Bounds on gradients by the logits, from those on gradients by what stands for them."""
+    if not rows.softcap or rows.raw is None:
+        return bound * rows.slope
+    with np.errstate(all="ignore"):
+        u = np.abs(rows.raw / Wide(rows.temperature) / Wide(rows.softcap))
+        # T c, its inverse and the product with that are rounded, and exp(-2u) is off by what that does to 2u.
+        off = SOFTCAP_SLOPE_ULPS * 2 * real.half_eps + np.where(np.isfinite(u), 6 * u * real.half_eps, Wide(0))
+        off = np.where(rows.slope * Wide(rows.temperature) < 8 * real.tiny, Wide(1), np.minimum(off, 1))
+        grad = np.where(np.isfinite(rows.grad), np.abs(rows.grad), Wide(0))
+        slope = np.where(np.isfinite(rows.slope), rows.slope, Wide(0))
+        return slope * (bound * (1 + off) + grad * off)
 
 
 def _rounded(d: Array, real: Format) -> Array:
@@ -107,7 +141,8 @@ def lse(rows: Rows, dtype: np.dtype[Any], ulps: Mapping[str, float] = ULPS) -> A
     real = arithmetic(dtype)
     with np.errstate(all="ignore"):
         size = np.where(rows.finite, np.maximum(np.abs(rows.m), np.log1p(rows.r)), Wide(0))
-    return ulps["lse"] * real.ulp(size) + _doubts(rows, real)[1]
+        moved = np.where(rows.x == rows.m[:, None], _moved(rows, real), Wide(0)).max(-1, initial=0)
+    return ulps["lse"] * real.ulp(size) + _doubts(rows, real)[1] + moved
 
 
 def losses(rows: Rows, dtype: np.dtype[Any], ulps: Mapping[str, float] = ULPS) -> Array:
@@ -118,11 +153,12 @@ def losses(rows: Rows, dtype: np.dtype[Any], ulps: Mapping[str, float] = ULPS) -
     with np.errstate(all="ignore"):
         size = np.where(rows.finite, np.abs(rows.lse), Wide(0))
     squares = rows.z * (2 * size * off + off * off)
-    return ulps["loss"] * real.ulp(rows.loss) + rows.mass * total + squares
+    pulled = np.where(rows.q > 0, rows.q * _moved(rows, real), Wide(0)).sum(-1)
+    return ulps["loss"] * real.ulp(rows.loss) + rows.mass * total + pulled + squares
 
 
 def gradients(rows: Rows, dtype: np.dtype[Any], ulps: Mapping[str, float] = ULPS) -> Array:
-    """Bounds on the error of the gradient of each row, (n, C), before any scale."""
+    """Bounds on the error of the gradient of each row by its logits, (n, C), before any scale."""
     real = arithmetic(dtype)
     each, total = _doubts(rows, real)
     with np.errstate(all="ignore"):
@@ -137,7 +173,8 @@ def gradients(rows: Rows, dtype: np.dtype[Any], ulps: Mapping[str, float] = ULPS
     lse_term = 2 * rows.z[:, None] * p
     lse_bound = lse_term * (lse(rows, dtype, ulps)[:, None] + size[:, None] * rounding)
     lse_bound += ulps["gradient"] * real.ulp(lse_term * size[:, None]) * (rows.z[:, None] > 0)
-    return np.where(one_class[:, None], label, measure) + softmax * rounding + lse_bound
+    bound = np.where(one_class[:, None], label, measure) + softmax * rounding + lse_bound
+    return _sloped(rows, bound, real)
 
 
 def probabilities(rows: Rows, dtype: np.dtype[Any], ulps: Mapping[str, float] = ULPS) -> Array:

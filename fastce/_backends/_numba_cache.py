@@ -24,6 +24,7 @@ _SOURCES = (
     "_numba_lanes.py",
     "_numba_math.py",
     "_numba_rows.py",
+    "_numba_staged.py",
     "_numba_terms.py",
     "_numba_tile.py",
 )

@@ -93,6 +93,26 @@ _STEPS = {
 }
 
 
+_TANH = {
+    # (tanh(u)/u - 1)/u^2 in u^2 for |u| up to 5/8, highest power first: as in the C core's real_f32.h and real_f64.h.
+    "f4": (-0.006096714, 0.02099718, -0.053850908, 0.1333277, -0.33333328),
+    "f8": (
+        6.485163482793113e-06,
+        -3.12011014257974e-05,
+        9.257116129556769e-05,
+        -0.0002375906496055562,
+        0.0005896606577757043,
+        -0.0014557754120478055,
+        0.0035921217511549622,
+        -0.008863235103240878,
+        0.021869488519008305,
+        -0.05396825396789699,
+        0.13333333333333042,
+        -0.3333333333333333,
+    ),
+}
+
+
 def exponential(x: Value, bounded: bool = True) -> Value:
     """Return exp(x) to about 1 ULP; 0 below about −87.7 (float32) or −708.7 (float64); NaN for NaN.
 
@@ -164,6 +184,42 @@ def log(x: Value) -> Value:
     result = _scaled_log(select(subnormal, n - (place + 1), n), f)
     special = select(x.equals(0.0), x.like(-math.inf), select(x > 0.0, x, math.nan))
     return select((x > 0.0) & (x < math.inf), result, special)
+
+
+def divided(x: Value, inverse: tuple[Value, Value]) -> Value:
+    """Return x over a number whose inverse is the sum of two parts above 0, rounded about once; infinities stay."""
+    high, low = inverse
+    return fma(x, high, x * low)
+
+
+class Cap(NamedTuple):
+    """What a softcap is made of, for vectors."""
+
+    per_temperature: tuple[Value, Value]
+    """1/T, high and low part."""
+    per_softcap: Value
+    """1/(T*c)."""
+    softcap: Value
+    steepest: Value
+    """4/T."""
+
+    def apply(self, x: Value) -> tuple[Value, Value]:
+        """Return c*tanh(x/(T*c)) and its derivative, to about 2 ULP each beside what the rounding of the quotient does.
+
+        With u the quotient it is u + u^3*P(u^2) near 0, and else (1 - e)/(1 + e), where e = exp(-2*|u|); the
+        derivative of tanh is 4*e/(1 + e)^2.
+        """
+        u = x * self.per_softcap
+        size, square = u.call("llvm.fabs"), u * u
+        p = u.like(_TANH[u.real][0])
+        for coefficient in _TANH[u.real][1:]:
+            p = fma(p, square, coefficient)
+        linear = divided(x, self.per_temperature)  # the result itself where c is huge
+        near = fma(linear * square, p, linear)
+        e = exponential(size * -2.0)
+        share = 1.0 / (e + 1.0)
+        far = (self.softcap * ((1.0 - e) * share)).call("llvm.copysign", u)
+        return select(size < 0.625, near, far), e * share * (share * self.steepest)
 
 
 class Vectors(NamedTuple):

@@ -84,6 +84,9 @@ AHEAD = 4096
 ROW, LOGITS, LABELS, DENSE, SAMPLE_WEIGHT, GRAD_OUTPUT, OUT, FACTOR, POSITIVE_WEIGHT, OPERANDS = range(10)
 """What has a stride along each axis of the positions: the number of the row, and the arrays."""
 
+LISTED = FACTOR
+"""The classes of a sparse target, the probabilities being DENSE; element-wise kinds have none."""
+
 MAX_AXES = 64
 """NumPy's own limit."""
 
@@ -126,6 +129,30 @@ CALL = np.dtype(
         ("z_loss", "f8"),
         ("grad_scale", "f8"),
         ("temperature", "f8"),
+        # Rows that are staged, see _numba_staged.py. What is done with them, 0 where there is nothing to do:
+        ("list_entry", "i8"),
+        ("stage_entry", "i8"),
+        ("visit_entry", "i8"),
+        ("send_entry", "i8"),
+        ("visit_plan", "i8"),  # the record that a visit is told
+        ("staging", "i8"),  # bytes for each task
+        ("stage", "i8", OPERANDS),  # where in them an operand is staged, 0 where it is not
+        ("slopes", "i8"),  # likewise
+        ("lists", "i8"),
+        ("stage_row", "i8"),  # bytes from a staged row to the next
+        ("stage_class", "i8"),
+        ("stage_bytes", "i8"),  # of an operand
+        ("shifts", "i8"),  # whether each row is shifted
+        ("per_temperature", "f8", 2),  # high and low part, neither 0
+        ("per_softcap", "f8"),  # 1/(temperature*softcap)
+        ("softcap", "f8"),
+        ("steepest", "f8"),
+        ("gradient_divisor", "f8"),
+        ("list_length", "i8"),
+        ("largest_listed", "f8"),
+        ("most_listed", "f8"),
+        ("spreads", "i8"),
+        ("checked", "i8"),  # dense targets have been
         ("bad", "i8"),  # the first bad row, or the number of rows
         ("loss", "f8"),
         ("weight", "f8"),
@@ -162,6 +189,7 @@ SCRATCH = np.dtype(
         ("label_mass", "f8", PITCH),  # q at the label / s, but for the class vector
         ("label_vector", "f8", PITCH),  # which has this there
         ("label_logit", "f8", PITCH),
+        ("offset", "f8", PITCH),  # what was taken off all logits, if call.shifts
         # what a sweep leaves,
         ("top", "f8", PITCH),
         ("rest", "f8", PITCH),  # r
@@ -185,6 +213,8 @@ SCRATCH = np.dtype(
         ("has_nan", "f8", PITCH),
         ("sound", "i8", PITCH),  # 1 where the label's logit served in place of the maximum
         ("kept_rows", "i8", PITCH),  # 1 where `exponentials` has a row's
+        ("staging", "i8"),  # where this task stages rows
+        ("staged_sums", "f8", 4),  # of the block, as it leaves them
         ("any_bad", "i8"),
         ("any_unsound", "i8"),
         ("any_lowered", "i8"),
@@ -886,7 +916,7 @@ def finish(call: Struct, tile: Struct, n: Value, gradient: int | None, shifted: 
         r = select(sound, get("rest"), math.nan)
         z = call.z_loss.splat(GROUP)
         log = log1p(r)
-        lse = top + log
+        lse = top + offset_of(call, tile, i) + log
         target = get("mass") + at
         pull = get("pull") + select(at > 0.0, at * (top - logit), 0.0)
         value = fma(target, log, pull) + select(z > 0.0, z * lse * lse, 0.0)
@@ -915,6 +945,12 @@ def finish(call: Struct, tile: Struct, n: Value, gradient: int | None, shifted: 
     loop(0, n, GROUP, (), rows)
 
 
+def offset_of(call: Struct, tile: Struct, i: Value) -> Value:
+    """Return by how much the logits of GROUP rows from row i on are lower than they stand for."""
+    offset: Value = tile.offset.at(i).read(64, GROUP).from_bits()
+    return select(call.shifts.splat(GROUP) > 0, offset, 0.0)
+
+
 def no_measure(call: Struct, tile: Struct, n: Value) -> None:
     """Write what `finish` takes from a sweep with a target, where there was none: as if all of it were at no class."""
     unlabelled = call.start[LABELS].equals(0).number("f8", signed=False).splat(GROUP)
@@ -922,7 +958,7 @@ def no_measure(call: Struct, tile: Struct, n: Value) -> None:
 
     def rows(i: Value) -> None:
         tile.mass.at(i).write(unlabelled)
-        top = tile.top.at(i).read_like(nothing)
+        top = tile.top.at(i).read_like(nothing) + offset_of(call, tile, i)
         tile.pull.at(i).write(select(call.lse.splat(GROUP) > 0, top, nothing))
 
     loop(0, n, GROUP, (), rows)
@@ -1298,6 +1334,7 @@ def first_bad(call: Struct, tile: Struct, n: Value) -> Value:
 @traced
 def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Value | None) -> None:
     """Flag and ignore rows with an element that is not finite or negative."""
+    n = select(call.checked > 0, n.like(0), n)
     stride, inner = call.class_stride[DENSE], call.inner[DENSE]
     start = tile.at[DENSE]
 

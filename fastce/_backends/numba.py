@@ -13,6 +13,7 @@ import functools
 import threading
 from collections import defaultdict
 from contextvars import ContextVar
+from fractions import Fraction
 from typing import Any, NamedTuple, TypeVar
 
 import llvmlite.binding
@@ -21,7 +22,16 @@ import numpy as np
 from numba.core import types
 
 from fastce import _dtypes, _inputs, _settings
-from fastce._backends import Plan, Quick, _numba_cache, _numba_forks, _numba_kernels, _numba_rows, _numba_terms
+from fastce._backends import (
+    Plan,
+    Quick,
+    _numba_cache,
+    _numba_forks,
+    _numba_kernels,
+    _numba_rows,
+    _numba_staged,
+    _numba_terms,
+)
 from fastce._backends._numba_lanes import ArrayAddress, RecordAddress, Stream
 from fastce._backends._numba_terms import ELEMENTS, Terms
 from fastce._backends._numba_tile import (
@@ -81,7 +91,9 @@ def describe(problem: Problem, num_threads: int) -> Plan:
     """Return what this problem would get, were no other thread inside."""
     threads = _threads(num_threads)
     kernel = "vectors of positions" if _across(problem.logits) else "vectors of classes"
-    if problem.output is Output.STATISTICS:
+    if _is_staged(problem, checking=False):
+        kernel = f"staged rows, {kernel}"
+    elif problem.output is Output.STATISTICS:
         kernel = f"statistics of rows, {kernel}"
     elif problem.kind is Kind.TEACHER:
         kernel = f"rows beside a teacher's, {kernel}"
@@ -127,6 +139,10 @@ class _Plan(NamedTuple):
     """The kernel's address."""
     n_rows: int
     n_blocks: int
+    staging: int = 0
+    """Bytes that each task stages rows in."""
+    visit: Array | None = None
+    """The record that visits of staged rows are told."""
 
 
 _plans: dict[Any, _Plan] = {}
@@ -149,7 +165,7 @@ def _do(p: Problem, num_threads: int, *, checking: bool) -> Totals:
         _threads(min(num_threads, plan.n_blocks)),
         logits,
         p.labels,
-        p.dense,
+        p.dense if p.probabilities is None else p.probabilities,
         sample_weight,
         None if checking else grad_output,
         out,
@@ -157,7 +173,7 @@ def _do(p: Problem, num_threads: int, *, checking: bool) -> Totals:
         p.class_weight,
         dense_weight,
         class_vector,
-        p.factor,
+        p.factor if p.listed is None else p.listed,
         p.positive_weight,
         p.target_scale,
         p.z_loss,
@@ -331,25 +347,28 @@ def _launch(plan: _Plan, threads: int, *arguments: Any) -> Totals:
 
 def _visit(tasks: Any, plan: _Plan, scan: _Plan | None, n_tasks: int, *arguments: Any) -> tuple[int, float, float]:
     """Return the first bad row, or the number of rows, and the sums of losses and weights."""
-    rooms = _rooms[n_tasks]
+    rooms = _rooms[n_tasks] if plan.staging == 0 else _rooms[n_tasks, plan.staging]
     try:
         room = rooms.pop()
     except IndexError:
-        room = _new_room(n_tasks)
+        room = _new_room(n_tasks, plan.staging)
     entry, record = (0, None) if scan is None else (scan.entry, scan.record)
     totals: tuple[int, float, float] = tasks(plan.entry, plan.record, entry, record, room, n_tasks, *arguments)
-    rooms.append(room)
+    if plan.staging <= MOST_KEPT_STAGING:
+        rooms.append(room)
     return totals
 
 
-_rooms: defaultdict[int, list[Array]] = defaultdict(list)
-"""Working memory of calls that are over, by the number of tasks. A call takes some, or makes it, and gives it back:
-none is ever shared."""
+_rooms: defaultdict[Any, list[Array]] = defaultdict(list)
+"""Working memory of calls that are over, by the number of tasks, and what each has for staging if anything. A call
+takes some, or makes it, and gives it back: none is ever shared."""
+
+MOST_KEPT_STAGING = 1 << 21
 
 
-def _new_room(n_tasks: int) -> Array:
+def _new_room(n_tasks: int, staging: int) -> Array:
     line = 64
-    room = np.empty(SHARED_BYTES + n_tasks * SCRATCH_BYTES + line, np.uint8)
+    room = np.empty(SHARED_BYTES + n_tasks * (SCRATCH_BYTES + staging) + line, np.uint8)
     skipped = -room.ctypes.data % line
     return room[skipped:]
 
@@ -464,12 +483,16 @@ def _plan_of(p: Problem, checking: bool) -> _Plan:
         p.out,
         p.factor,
         p.positive_weight,
+        p.listed,
+        p.probabilities,
     )
     key = (
         checking,
         p.output,
         p.kind,
         p.temperature,
+        p.softcap,
+        None if p.listed is None else (p.listed.shape[-1], p.spread_missing, p.most_listed),
         None if p.statistics is None else _asked(p.statistics),
         p.ignore_index,
         p.z_loss == 0,
@@ -487,27 +510,42 @@ def _plan_of(p: Problem, checking: bool) -> _Plan:
 
 
 def _make_plan(p: Problem, checking: bool) -> _Plan:
+    if _is_staged(p, checking):
+        return _make_staged_plan(p, checking)
+    record = _make_record(p, checking, _tile(p))
+    return _Plan(record, _kernel(*_function(p, checking)), p.n_rows, int(record[0]["n_blocks"]))
+
+
+def _tile(p: Problem) -> int:
+    """Return how many rows are done together, at most."""
+    if p.kind.element_wise:
+        return ELEMENTS
+    return TILE if _across(p.logits) else min(64, max(1, KEPT // p.n_classes))
+
+
+def _make_record(p: Problem, checking: bool, tile: int) -> Array:
+    """Return what a kernel is told but for addresses and scales, and what concerns rows that are staged."""
     record = np.zeros(1, CALL)
     call = record[0]
     call["n_rows"] = n_rows = p.n_rows
     call["n_classes"] = n_classes = p.n_classes
-    if p.kind.element_wise:
-        tile = ELEMENTS
-    else:
-        tile = TILE if _across(p.logits) else min(64, max(1, KEPT // n_classes))
     call["tile"] = tile
     call["block_rows"] = block_rows = _block_rows(n_rows, n_classes, tile)
-    call["n_blocks"] = n_blocks = -(-n_rows // block_rows)
+    call["n_blocks"] = -(-n_rows // block_rows)
     call["temperature"] = p.temperature
     call["lse"] = p.output is Output.LSE
     call["streamed"] = not checking and p.out is not None and p.out.nbytes > STREAMED
-    if p.labels is not None:
-        call["label_bits"] = 8 * p.labels.itemsize
-        call["label_unused"] = 64 - 8 * p.labels.itemsize if p.labels.dtype.kind == "i" else 0
-        call["label_swapped"] = not p.labels.dtype.isnative
-        if p.ignore_index is not None:
+    integers = p.labels if p.listed is None else p.listed
+    if integers is not None:
+        call["label_bits"] = 8 * integers.itemsize
+        call["label_unused"] = 64 - 8 * integers.itemsize if integers.dtype.kind == "i" else 0
+        call["label_swapped"] = not integers.dtype.isnative
+        ignore_index = p.ignore_index
+        if p.listed is not None:
+            ignore_index = -1 if integers.dtype.kind == "i" else None
+        if ignore_index is not None:
             call["can_ignore"] = 1
-            call["ignore_index"] = (p.ignore_index + 2**63) % 2**64 - 2**63
+            call["ignore_index"] = (ignore_index + 2**63) % 2**64 - 2**63
     call["lowest"], call["highest"] = p.real.type(p.clip), p.real.type(1 - p.clip)
     call["gamma"], call["positive"], call["negative"] = p.gamma, p.positive, p.negative
     grad_output, sample_weight = _row_weights(p)
@@ -515,15 +553,141 @@ def _make_plan(p: Problem, checking: bool) -> _Plan:
     call["output_wide"] = grad_output is not None and grad_output.itemsize == 8
     operands = {
         LABELS: p.labels,
-        DENSE: p.dense,
+        DENSE: p.dense if p.probabilities is None else p.probabilities,
         SAMPLE_WEIGHT: sample_weight,
-        FACTOR: p.factor,
+        FACTOR: p.factor if p.listed is None else p.listed,
         POSITIVE_WEIGHT: p.positive_weight,
     }
     if not checking:
         operands |= {LOGITS: p.logits, GRAD_OUTPUT: grad_output, OUT: p.out}
     _put_layout(call, p.positions, {key: array for key, array in operands.items() if array is not None})
-    return _Plan(record, _kernel(*_function(p, checking)), n_rows, n_blocks)
+    return record
+
+
+# Rows that are staged: _numba_staged.py
+
+
+def _is_staged(p: Problem, checking: bool) -> bool:
+    """Tell whether rows are visited as they are staged, not as they lie."""
+    return p.listed is not None or (not checking and _is_transformed(p))
+
+
+def _is_transformed(p: Problem) -> bool:
+    return p.kind is Kind.LOGITS and (p.softcap > 0 or p.temperature != 1)
+
+
+STAGED_BYTES = 1 << 19
+"""Of logits staged together, at most, where positions are side by side."""
+
+LEAST_STAGED = 16
+"""Positions that are staged together all the same: less would not fill a cache line."""
+
+
+def _make_staged_plan(p: Problem, checking: bool) -> _Plan:
+    """Say what is staged and where, how it is made, and what a visit of it is told."""
+    size, n_classes = p.real.itemsize, p.n_classes
+    name = f"f{size}"
+    across = _across(p.logits)
+    tile = _tile(p)
+    if across:
+        tile = min(tile, max(LEAST_STAGED, STAGED_BYTES // (size * n_classes) // LEAST_STAGED * LEAST_STAGED))
+    record = _make_record(p, checking, tile)
+    call = record[0]
+    end = _numba_staged.STAGED_AT
+
+    def room(size: int) -> int:
+        nonlocal end
+        start, end = end, end + -(-size // 64) * 64
+        return start
+
+    def kernel(function: Any, **streams: Stream) -> int:
+        at = types.int64 if across and function is not _numba_staged.stage_lists else types.none
+        kinds = (streams.get(name, types.none) for name in ("x", "dense", "q", "out"))
+        return _kernel(function, (*kinds, types.none, at, types.none))
+
+    real = Stream(name, name)
+    if p.listed is not None and p.probabilities is not None:
+        call["list_length"] = length = p.listed.shape[-1]
+        call["largest_listed"], call["most_listed"] = p.largest_target, p.most_listed
+        call["spreads"] = p.spread_missing
+        call["lists"] = room(length * _numba_staged.LISTED_BYTES)
+        call["list_entry"] = kernel(_numba_staged.stage_lists, dense=Stream(_code(p.probabilities), "f8"), q=real)
+    visit = None
+    if not checking:
+        pitch = tile + 2 * LEAST_STAGED  # whole vectors are written, and no power of two
+        row, to_class = (size, pitch * size) if across else (n_classes * size, size)
+        call["stage_row"], call["stage_class"] = row, to_class
+        call["stage_bytes"] = n_bytes = (pitch if across else tile) * n_classes * size
+        transformed, capped = _is_transformed(p), p.softcap > 0
+        out = p.out is not None and (capped or _code(p.out) != name)
+        logits = transformed or out or _code(p.logits) != name
+        staged = {LOGITS: logits, OUT: out, DENSE: p.listed is not None}
+        if logits:
+            call["stage"][LOGITS] = room(n_bytes)
+            call["stage_entry"] = kernel(_numba_staged.stage_logits, x=Stream(_code(p.logits), name))
+        if out and p.out is not None:
+            call["stage"][OUT] = call["stage"][LOGITS]
+            call["slopes"] = room(n_bytes) if capped else 0
+            call["send_entry"] = kernel(_numba_staged.send_gradient, x=real, out=Stream(_code(p.out), name))
+        if p.listed is not None:
+            call["stage"][DENSE] = room(n_bytes)
+        _put_transform(call, p)
+        visited = _visited(p, tile, staged, (row, to_class))
+        visit = _make_record(visited, checking, tile)
+        visit["tile"], visit["n_blocks"], visit["streamed"] = tile, 1, call["streamed"] and not out
+        visit["shifts"], visit["checked"] = call["shifts"], p.listed is not None
+        call["visit_plan"] = visit.ctypes.data
+        call["visit_entry"] = _kernel(*_function(visited, checking))
+    call["staging"] = staging = 1 << (end - 1).bit_length()
+    entry = _kernel(_numba_staged.staged, (types.none,) * 7)
+    return _Plan(record, entry, p.n_rows, int(call["n_blocks"]), staging, visit)
+
+
+def _put_transform(call: Any, p: Problem) -> None:
+    """Describe what is done to logits."""
+    call["shifts"] = p.temperature != 1 and not p.softcap
+    call["gradient_divisor"] = 1.0 if p.softcap else p.temperature
+    temperature, limits = Fraction(p.temperature), np.finfo(p.real)
+    most, least = Fraction(float(limits.max)), float(limits.smallest_subnormal)
+    inverse = min(1 / temperature, most)
+    # Rounded down, and a rest above 0: in a product with an infinity both have its sign.
+    high = p.real.type(float(inverse))
+    high = np.nextafter(high, 0 * high) if Fraction(float(high)) >= inverse else high
+    high = max(float(high), least)
+    call["per_temperature"] = high, max(float(inverse - Fraction(high)), least)
+    call["softcap"] = p.softcap
+    if p.softcap:
+        call["per_softcap"] = float(min(1 / (temperature * Fraction(p.softcap)), most))
+        call["steepest"] = float(min(4 / temperature, most))
+
+
+def _visited(p: Problem, rows: int, staged: dict[int, bool], steps: tuple[int, int]) -> Problem:
+    """Return a problem like that of the staged rows, in dtypes, strides along the classes, and options."""
+    shape = rows, p.n_classes
+
+    def per_row(array: Array | None) -> Array | None:
+        return None if array is None else np.zeros(rows, array.dtype)
+
+    def per_class(operand: int, array: Array) -> Array:
+        here = staged[operand]
+        dtype, strides = (p.real, steps) if here else (array.dtype, (0, array.strides[-1]))
+        return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, strides)
+
+    grad_output, sample_weight = _row_weights(p)
+    target = p.dense if p.probabilities is None else p.probabilities
+    return dataclasses.replace(
+        p,
+        logits=per_class(LOGITS, p.logits),
+        out=None if p.out is None else per_class(OUT, p.out),
+        dense=None if target is None else per_class(DENSE, target),
+        labels=per_row(p.labels),
+        grad_output=per_row(grad_output),
+        sample_weight=per_row(sample_weight),
+        listed=None,
+        probabilities=None,
+        temperature=1.0,
+        softcap=0.0,
+    )
 
 
 def _asked(statistics: Statistics) -> _numba_rows.Asked:
@@ -547,10 +711,11 @@ def _measure(p: Problem) -> tuple[Array | None, Array | None]:
         return None, None
     if p.kind.element_wise:
         return None, _ZERO if p.class_vector is None else p.class_vector.astype(p.real)
-    if p.dense is None:
+    if p.dense is None and p.listed is None:
         return None, None if p.class_vector is None else p.class_vector.astype(p.real)
     plain = p.class_vector is None and p.class_weight is None and p.target_scale == 1.0
-    if plain and _code(p.dense) == f"f{p.real.itemsize}" and not _across(p.logits):
+    as_read = p.dense is None or _code(p.dense) == f"f{p.real.itemsize}"
+    if plain and as_read and not _across(p.logits):
         return None, np.zeros(1, p.real)
     ones = np.ones(p.n_classes) if p.class_weight is None else p.class_weight
     v = np.zeros(p.n_classes) if p.class_vector is None else p.class_vector
@@ -611,6 +776,8 @@ def _with_usual_operands(p: Problem) -> Problem:
     """
     names = _OPERANDS if p.kind.element_wise else ("dense",)  # weights of rows are copied anyway: _row_weights
     usual = {name: _usual(getattr(p, name), p) for name in names}
+    if p.probabilities is not None:
+        usual["probabilities"] = _usual_probabilities(p.probabilities)
     changed: dict[str, Any] = {name: array for name, array in usual.items() if array is not getattr(p, name)}
     return dataclasses.replace(p, **changed) if changed else p
 
@@ -632,6 +799,13 @@ def _usual(array: Array | None, p: Problem) -> Array | None:
     wanted = np.dtype(np.float64) if array is not p.dense and _is_wide(array) else p.real
     with np.errstate(all="ignore"):
         return np.broadcast_to(once.astype(wanted), array.shape)
+
+
+def _usual_probabilities(array: Array) -> Array:
+    """Return the probabilities of lists, copied where they are small and neither float32 nor float64."""
+    if (array.dtype.isnative and array.dtype.char in "fd") or array.size > SMALL:
+        return array
+    return array.astype(np.float64)
 
 
 def _is_wide(weights: Array) -> bool:

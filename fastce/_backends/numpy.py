@@ -9,6 +9,8 @@ float64. With x a row of logits, q the target measure and z the weight of the z-
     loss = Q*log1p(r) + sum over q_k > 0 of q_k*(m - x_k) + z*lse^2
     d loss/dx_k = (Q + 2*z*lse)*p_k - q_k,    p_k = exp(x_k - m)/(1 + r)
 
+With a temperature T or a softcap c, x stands for c*tanh(x/T/c), or x/T, whose derivative multiplies the gradient.
+
 What is made of probabilities, and the element-wise losses, are the formulas of `fastce._problem.Kind`.
 """
 
@@ -46,6 +48,11 @@ def _scan(p: Problem) -> Totals:
         if p.kind not in (Kind.SQUARES, Kind.TEACHER):
             bad |= ~((p.dense >= 0) & (p.dense.astype(p.real) <= p.largest_target)).all(axis=1)
         weight = s
+    elif p.listed is not None and p.probabilities is not None:
+        t = np.where(p.listed == -1, 0, p.probabilities.astype(np.float64))
+        outside = (p.listed != -1) & ((p.listed < 0) | (p.listed >= p.n_classes))
+        bad |= (outside | ~((t >= 0) & (t <= p.largest_target))).any(axis=1) | (_total_listed(p) > p.most_listed)
+        weight = s
     if bad.any():
         return Totals(int(bad.argmax()), 0.0, 0.0)
     return Totals(-1, 0.0, _sum(weight))
@@ -62,6 +69,7 @@ def run(problem: Problem, num_threads: int) -> Totals:
             return _distillation(p, x)
         if p.kind is not Kind.LOGITS:
             return _probabilities(p, x)
+        x, offset, slope = _transformed(p, x)
         top = x.max(axis=1)
         first = x.argmax(axis=1)
         e = np.exp(x - top[:, None])
@@ -78,10 +86,57 @@ def run(problem: Problem, num_threads: int) -> Totals:
             return _store(p, out=e / (1 + r)[:, None])
         if p.output is Output.LOG_SOFTMAX:
             return _store(p, out=x - top[:, None] - np.log1p(r)[:, None])
-        return _loss(p, x, e, top.astype(np.float64), first, r.astype(np.float64))
+        return _loss(p, x, e, top.astype(np.float64), first, r.astype(np.float64), offset, slope)
 
 
-def _loss(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) -> Totals:
+def _transformed(p: Problem, x: Array) -> tuple[Array, Array | float, Array | float]:
+    """Return what stands for the logits, less an offset of each row; that offset; and the derivative.
+
+    A softcap bounds logits. Without it the maximum is the offset, so that a constant added to all costs no digits.
+    """
+    if p.softcap:
+        u = x.astype(np.float64) / p.temperature / p.softcap
+        return (p.softcap * np.tanh(u)).astype(p.real), 0.0, 1 / np.cosh(u) ** 2 / p.temperature
+    if p.temperature == 1:
+        return x, 0.0, 1.0
+    top = x.max(axis=1)
+    top = np.where(np.isfinite(top), top, 0)
+    return ((x - top[:, None]) / np.float64(p.temperature)).astype(p.real), top / p.temperature, 1 / p.temperature
+
+
+def _dense(p: Problem) -> Array | None:
+    """Return the dense target, or that which a sparse one stands for."""
+    if p.listed is None or p.probabilities is None:
+        return p.dense
+    t, there = np.zeros((p.n_rows, p.n_classes)), np.zeros((p.n_rows, p.n_classes), bool)
+    row, j = np.nonzero(p.listed != -1)
+    at = row, p.listed[row, j].astype(np.intp)
+    np.add.at(t, at, p.probabilities[row, j].astype(np.float64))
+    there[at] = True
+    if p.spread_missing:
+        others = np.maximum(p.n_classes - there.sum(axis=1), 1)
+        t = np.where(there, t, (np.maximum(1 - _total_listed(p), 0) / others)[:, None])
+    return t
+
+
+def _total_listed(p: Problem) -> Array:
+    """Return the sum of each row's probabilities, added in the order of the list."""
+    if p.listed is None or p.probabilities is None:
+        return np.zeros(p.n_rows)
+    t = np.where(p.listed == -1, 0, p.probabilities.astype(np.float64))
+    return t.cumsum(axis=1)[:, -1] if t.shape[1] else np.zeros(p.n_rows)
+
+
+def _loss(
+    p: Problem,
+    x: Array,
+    e: Array,
+    top: Array,
+    first: Array,
+    r: Array,
+    offset: Array | float,
+    slope: Array | float,
+) -> Totals:
     checked = _scan(p)
     if checked.bad_row >= 0:
         return checked
@@ -95,8 +150,8 @@ def _loss(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) ->
         ignored |= _ignored(p)
         y = np.where(ignored, 0, p.labels).astype(np.intp)
         at = s * p.target_scale * (1 if p.class_weight is None else p.class_weight[y])
-    elif p.dense is not None:
-        rest = s[:, None] * p.target_scale * p.dense.astype(np.float64)
+    elif (dense := _dense(p)) is not None:
+        rest = s[:, None] * p.target_scale * dense.astype(np.float64)
         if p.class_weight is not None:
             rest *= p.class_weight
     if p.class_vector is not None:
@@ -107,7 +162,7 @@ def _loss(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) ->
     if rest is not None:
         q_sum += rest.sum(axis=1, dtype=np.longdouble)
         loss += np.where(rest > 0, rest * (top[:, None] - x), 0).sum(axis=1, dtype=np.longdouble)
-    lse = top + np.log1p(r)
+    lse = offset + top + np.log1p(r)
     z = s * p.z_loss
     loss += q_sum * np.log1p(r)
     if p.z_loss:
@@ -128,6 +183,7 @@ def _loss(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) ->
         out[rows, y] -= scale * at
         # Where the maximum is, q_k and Q*p_k may be nearly equal: others*p_k - q_k*(1 - p_k) is the same and exact.
         out[rows, first] = scale * (others + pull - on_top * r) / (1 + r)
+        out = out * slope
         out[ignored] = 0
     return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
 
@@ -332,6 +388,8 @@ def _as_rows(p: Problem) -> Problem:
         logits=p.logits.reshape(p.n_rows, p.n_classes),
         labels=flat(p.labels),
         dense=None if p.dense is None else p.dense.reshape(p.n_rows, p.n_classes),
+        listed=None if p.listed is None else p.listed.reshape(p.n_rows, p.listed.shape[-1]),
+        probabilities=None if p.probabilities is None else p.probabilities.reshape(p.n_rows, p.probabilities.shape[-1]),
         sample_weight=flat(p.sample_weight),
         grad_output=flat(p.grad_output),
         positive_weight=flat(p.positive_weight),

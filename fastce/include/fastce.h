@@ -71,6 +71,7 @@ typedef enum fastce_target {
     FASTCE_NO_TARGET = 0,
     FASTCE_LABELS, /* target holds one integer a row; not for element-wise kinds, nor for divergences */
     FASTCE_DENSE,  /* target has the shape of the logits */
+    FASTCE_SPARSE, /* target holds n_listed classes a row, probabilities as many masses; of LOGITS */
     FASTCE_TARGET_COUNT
 } fastce_target;
 
@@ -118,8 +119,11 @@ typedef struct fastce_statistics {
 /* Rows are numbered in C order of shape. For a row with sample weight s (1 without sample_weight),
  *     labels   q_k = s * (target_scale * class_weight_k * [k = label] + class_vector_k)
  *     dense    q_k = s * (target_scale * class_weight_k * target_k    + class_vector_k)
- * and z = s * z_loss, the loss of an element-wise kind being multiplied by s * factor in all. A row whose label is ignore_index, or whose sample weight is 0, is ignored: its logits are not
- * read, its row value and its gradient are 0. */
+ *     sparse   the same with target_k the sum of the probabilities of entries k of the row's list, -1 being no entry; and
+ *              with spread_missing, for classes without an entry, their parts of what the sum of all lacks to 1
+ * and z = s * z_loss, the loss of an element-wise kind being multiplied by s * factor in all. With temperature or softcap
+ * LOGITS x stand for softcap * tanh(x / temperature / softcap), and the gradient is that of x. A row whose label is
+ * ignore_index, or whose sample weight is 0, is ignored: its logits are not read, its row value and its gradient are 0. */
 typedef struct fastce_problem {
     fastce_output output;
     fastce_target target_kind;
@@ -141,13 +145,17 @@ typedef struct fastce_problem {
     void *row_values;     /* contiguous, optional but for LSE; double for F64 logits, else float */
     fastce_kind kind;     /* other than LOGITS: output LOSS or GRAD, for divergences LOSS */
     double clip;          /* probabilities are taken as at least this and at most 1 - clip; 0 for none */
-    double temperature;   /* of TEACHER */
+    double temperature;   /* of TEACHER, and of LOGITS where neither 0 nor 1 */
     double gamma;         /* of BINARY_LOGITS */
     double positive;      /* of the binary kinds, where positive_weight multiplies it */
     double negative;
     fastce_array factor; /* any dtype, optional, of element-wise kinds: a weight that totals.weight leaves out */
     fastce_array positive_weight; /* any dtype, optional, of BINARY_LOGITS */
     const fastce_statistics *statistics;
+    double softcap;             /* of LOGITS, output LOSS or GRAD; 0 for none */
+    fastce_array probabilities; /* of SPARSE: any dtype, the class axis n_listed long, as that of target is */
+    int64_t n_listed;
+    int32_t spread_missing;
     int32_t
         scanned; /* 1 where fastce_scan has accepted these arrays: fastce_run need not look at them before it writes */
 } fastce_problem;

@@ -109,6 +109,7 @@ static void finish(const task *t, const rows *r, results *s, bool plain, chunk_s
             vec value = v_mul(v_from_doubles(mass + i), log_total[j]);
             if (!plain) {
                 vec lse = v_add(v_load(&s->max[i]), log_total[j]);
+                if (r->offset) lse = v_add(lse, v_from_doubles(r->offset + i));
                 value = v_fma(v_from_doubles(mass + i), log_total[j], v_load(&s->distance[i]));
                 if (q->z_loss != 0) value = v_fma(v_load(&s->z[i]), v_mul(lse, lse), value);
                 if (q->target_kind == FASTCE_NO_TARGET) value = lse;
@@ -182,12 +183,15 @@ static INLINE gradient plain_gradient(double scale, double share, real rest) {
     return g;
 }
 
+static INLINE double lse_of_row(const rows *r, const results *s, int64_t i) {
+    return (double)s->max[i] + (double)s->log_total[i] + (r->offset ? r->offset[i] : 0);
+}
+
 /* The same with z-loss, or with even_q of each class beside the label. */
 static INLINE gradient even_gradient(const task *t, const rows *r, const results *s, int64_t i, double share) {
     const double scale = r->grad_scale[i], even = r->weight[i] * t->even_q, on_label = r->label_mass[i] + even;
     const double elsewhere = r->weight[i] * (t->q_vector_sum - t->even_q);
-    const double z_part =
-        t->problem->z_loss == 0 ? 0 : 2 * (double)s->z[i] * ((double)s->max[i] + (double)s->log_total[i]);
+    const double z_part = t->problem->z_loss == 0 ? 0 : 2 * (double)s->z[i] * lse_of_row(r, s, i);
     const double factor = scale * (on_label + elsewhere + z_part), rest = (double)s->rest[i];
     const bool lower = must_lower(factor * share);
     return (gradient){
@@ -212,7 +216,7 @@ static INLINE gradient gradient_of_row(const task *t, const rows *r, const resul
     bool labels = q->target_kind == FASTCE_LABELS, vector = q->class_vector != NULL;
     double rest = (double)s->rest[i], top = 1 / (1 + rest), scale = r->grad_scale[i], weight = r->weight[i];
     double mass = s->mass[i], on_label = labels ? r->label_mass[i] : 0, z_part = 0;
-    if (q->z_loss != 0) z_part = 2 * (double)s->z[i] * ((double)s->max[i] + (double)s->log_total[i]);
+    if (q->z_loss != 0) z_part = 2 * (double)s->z[i] * lse_of_row(r, s, i);
     if (labels && vector && r->label[i] >= 0) on_label += weight * q->class_vector[r->label[i]];
     double at_max = (mass - on_label + z_part) * top - on_label * (rest * top);
     double below = (mass + z_part) * ((double)s->label_exp[i] * top) - on_label;
@@ -281,17 +285,22 @@ static void find_even_gradients(const task *t, const rows *r, const results *s, 
                                 gradients *restrict g) {
     const double even_q = t->even_q, others = t->q_vector_sum - even_q, twice = t->problem->z_loss != 0 ? 2 : 0;
     real quotient[VISIT_ROWS], log_total[VISIT_ROWS];
+    double offset[VISIT_ROWS];
     int lowered = 0;
     find_quotients(s, first, end, quotient);
     if (twice != 0)
         memcpy(log_total + first, s->log_total + first, (size_t)(end - first) * sizeof(real));
     else
         memset(log_total + first, 0, (size_t)(end - first) * sizeof(real));
+    if (r->offset)
+        memcpy(offset + first, r->offset + first, (size_t)(end - first) * sizeof(double));
+    else
+        memset(offset + first, 0, (size_t)(end - first) * sizeof(double));
     for (int64_t i = first; i < end; i++) {
         const double scale = r->grad_scale[i], rest = (double)s->rest[i], share = share_at_max(s->rest[i], quotient[i]);
         const double even = r->weight[i] * even_q, on_label = r->label_mass[i] + even,
                      elsewhere = r->weight[i] * others;
-        const double z_part = twice * (double)s->z[i] * ((double)s->max[i] + (double)log_total[i]);
+        const double z_part = twice * (double)s->z[i] * ((double)s->max[i] + (double)log_total[i] + offset[i]);
         const double factor = scale * (on_label + elsewhere + z_part);
         g->factor[i] = (real)(factor * share);
         g->at_label[i] = (real)(scale * ((elsewhere + z_part) * share - on_label * (rest * share)));

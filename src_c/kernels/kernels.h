@@ -27,6 +27,10 @@
 
 #include "distillation.h"
 
+#include "sparse.h"
+
+#include "staged.h"
+
 _Static_assert((int)LANES <= (int)MOST_LANES, "chunk_state has room for each lane");
 
 static int64_t visit_any(const task *t, rows *r, chunk_state *state, char *scratch) {
@@ -34,6 +38,7 @@ static int64_t visit_any(const task *t, rows *r, chunk_state *state, char *scrat
     if (t->elements) return visit_elements(t, r, state, scratch);
     if (t->problem->kind == FASTCE_TEACHER) return visit_distillation(t, r, state, scratch);
     if (t->problem->kind != FASTCE_LOGITS) return visit_probabilities(t, r, state, scratch);
+    if (t->staged) return visit_staged(t, r, state, scratch);
     return t->lanes ? visit_lanes(t, r, state, scratch) : visit_rows(t, r, state, scratch);
 }
 
@@ -42,11 +47,14 @@ static size_t scratch_bytes(const task *t) {
     if (t->elements) return elements_scratch_bytes(t);
     if (t->problem->kind == FASTCE_TEACHER) return teacher_scratch_bytes(t);
     if (t->problem->kind != FASTCE_LOGITS) return probabilities_scratch_bytes(t);
+    if (t->staged) return staged_scratch_bytes(t);
     return t->lanes ? lanes_scratch_bytes(t) : rows_scratch_bytes(t);
 }
 
-static int64_t first_bad_target(const task *t, const char *dense, ptrdiff_t step, int64_t count) {
-    return t->elements ? first_bad_of(t, dense, step, count) : first_bad_dense_row(t, dense, step, count);
+static int64_t first_bad_target(const task *t, const char *const at[], const ptrdiff_t step[], int64_t count) {
+    if (t->elements) return first_bad_of(t, at[TARGET], step[TARGET], count);
+    if (t->problem->target_kind == FASTCE_SPARSE) return first_bad_sparse_row(t, at, step, count);
+    return first_bad_dense_row(t, at[TARGET], step[TARGET], count);
 }
 
 static void finish_chunk(const task *t, chunk_state *state) {

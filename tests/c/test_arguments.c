@@ -7,7 +7,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { OUTER = 2, INNER = 3, ROWS = OUTER * INNER, CLASSES = 5 };
+enum { OUTER = 2, INNER = 3, ROWS = OUTER * INNER, CLASSES = 5, LISTED = 2 };
 
 /* All the memory of a call, and the call. Bytes before and after an array are there to be overwritten by mistake. */
 typedef struct world {
@@ -15,9 +15,11 @@ typedef struct world {
     float logits[ROWS][CLASSES], dense[ROWS][CLASSES], sample_weight[ROWS], grad_output[ROWS];
     int32_t labels[ROWS];
     double class_weight[CLASSES], class_vector[CLASSES];
+    int64_t listed[ROWS][LISTED];
+    float probabilities[ROWS][LISTED];
     float out[ROWS][CLASSES], values[ROWS], losses[ROWS * CLASSES], lse[ROWS];
     int64_t rank[ROWS], shape[3];
-    ptrdiff_t rows[3], columns[3], many[64];
+    ptrdiff_t rows[3], columns[3], classes[3], masses[3], many[64];
     fastce_statistics statistics;
     fastce_problem problem;
     fastce_options options;
@@ -43,6 +45,7 @@ static void make_world(fastce_output output) {
             w.out[i][k] = 77;
         }
         w.labels[i] = i % CLASSES;
+        for (int j = 0; j < LISTED; j++) w.listed[i][j] = (i + 3 * j) % CLASSES, w.probabilities[i][j] = 0.25f;
         w.sample_weight[i] = 1 + (float)i;
         w.grad_output[i] = 2;
         w.values[i] = w.lse[i] = 77;
@@ -51,6 +54,8 @@ static void make_world(fastce_output output) {
     w.shape[0] = OUTER, w.shape[1] = INNER, w.shape[2] = 1;
     w.rows[0] = INNER * CLASSES * 4, w.rows[1] = CLASSES * 4;
     w.columns[0] = INNER * 4, w.columns[1] = 4;
+    w.classes[0] = INNER * LISTED * 8, w.classes[1] = LISTED * 8;
+    w.masses[0] = INNER * LISTED * 4, w.masses[1] = LISTED * 4;
     w.problem = fastce_new_problem();
     fastce_problem *q = &w.problem;
     q->output = output;
@@ -74,6 +79,14 @@ static void make_world(fastce_output output) {
         q->target_kind = FASTCE_LABELS;
         q->target = column_of(w.labels, FASTCE_I32);
     }
+}
+
+static void make_sparse(fastce_problem *q) {
+    q->target_kind = FASTCE_SPARSE;
+    q->n_listed = LISTED;
+    q->target = (fastce_array){.data = w.listed, .dtype = FASTCE_I64, .class_stride = 8, .strides = w.classes};
+    q->probabilities =
+        (fastce_array){.data = w.probabilities, .dtype = FASTCE_F32, .class_stride = 4, .strides = w.masses};
 }
 
 static void *moved(const void *p, ptrdiff_t bytes) { return (void *)((uintptr_t)p + (uintptr_t)bytes); }
@@ -128,6 +141,27 @@ SPOIL(cold_teacher, q->kind = FASTCE_TEACHER; q->target_kind = FASTCE_DENSE; q->
       q->temperature = 0)
 SPOIL(integer_teacher, q->kind = FASTCE_TEACHER; q->target_kind = FASTCE_DENSE; q->target = rows_of(w.dense);
       q->target.dtype = FASTCE_I32)
+SPOIL(cold_logits, q->temperature = -1)
+SPOIL(logits_at_nan, q->temperature = NAN)
+SPOIL(hot_logits, q->temperature = INFINITY)
+SPOIL(negative_softcap, q->softcap = -30)
+SPOIL(softcap_of_nan, q->softcap = NAN)
+SPOIL(no_softcap, q->softcap = INFINITY)
+SPOIL(softmax_with_softcap, q->softcap = 30)
+SPOIL(softmax_of_lists, make_sparse(q))
+SPOIL(lists_of_probabilities, make_sparse(q); q->kind = FASTCE_PROBABILITIES)
+SPOIL(no_probabilities, make_sparse(q); q->probabilities.data = NULL)
+SPOIL(no_indices, make_sparse(q); q->target.data = NULL)
+SPOIL(no_strides_of_probabilities, make_sparse(q); q->probabilities.strides = NULL)
+SPOIL(floating_indices, make_sparse(q); q->target.dtype = FASTCE_F64)
+SPOIL(boolean_indices, make_sparse(q); q->target.dtype = FASTCE_BOOL)
+SPOIL(unknown_probabilities, make_sparse(q); q->probabilities.dtype = FASTCE_DTYPE_COUNT)
+SPOIL(negative_listed, make_sparse(q); q->n_listed = -1)
+SPOIL(too_many_listed, make_sparse(q); q->n_listed = (int64_t)1 << 31)
+SPOIL(indices_overflow, make_sparse(q); q->target.class_stride = PTRDIFF_MAX)
+SPOIL(probabilities_overflow, make_sparse(q); q->n_listed = 3; q->probabilities.class_stride = PTRDIFF_MIN)
+SPOIL(out_over_indices, make_sparse(q); q->out.data = &w.listed[ROWS - 1][1])
+SPOIL(out_over_probabilities, make_sparse(q); q->out.data = moved(w.probabilities, 4 - (ptrdiff_t)sizeof w.out))
 SPOIL(negative_axes, q->n_axes = -1)
 SPOIL(many_axes, q->n_axes = 65)
 SPOIL(negative_classes, q->n_classes = -1)
@@ -204,6 +238,30 @@ static const struct {
     {"gradient of a divergence", gradient_of_divergence, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
     {"binary loss of classes", binary_of_classes, FASTCE_GRAD, FASTCE_BAD_SIZE},
     {"a teacher at temperature 0", cold_teacher, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
+    {"a negative temperature", cold_logits, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
+    {"a temperature of NaN", logits_at_nan, FASTCE_LOSS, FASTCE_BAD_ARGUMENT},
+    {"an infinite temperature", hot_logits, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
+    {"a temperature of softmax", hot_logits, FASTCE_SOFTMAX, FASTCE_BAD_ARGUMENT},
+    {"a negative softcap", negative_softcap, FASTCE_LOSS, FASTCE_BAD_ARGUMENT},
+    {"a softcap of NaN", softcap_of_nan, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
+    {"an infinite softcap", no_softcap, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
+    {"a softcap of softmax", softmax_with_softcap, FASTCE_SOFTMAX, FASTCE_BAD_ARGUMENT},
+    {"a softcap of statistics", softmax_with_softcap, FASTCE_STATISTICS, FASTCE_BAD_ARGUMENT},
+    {"softmax of lists", softmax_of_lists, FASTCE_SOFTMAX, FASTCE_BAD_ARGUMENT},
+    {"statistics of lists", softmax_of_lists, FASTCE_STATISTICS, FASTCE_BAD_ARGUMENT},
+    {"lists of probabilities", lists_of_probabilities, FASTCE_LOSS, FASTCE_BAD_ARGUMENT},
+    {"no probabilities", no_probabilities, FASTCE_LOSS, FASTCE_BAD_POINTER},
+    {"no indices", no_indices, FASTCE_GRAD, FASTCE_BAD_POINTER},
+    {"no strides of probabilities", no_strides_of_probabilities, FASTCE_GRAD, FASTCE_BAD_POINTER},
+    {"floating indices", floating_indices, FASTCE_LOSS, FASTCE_BAD_DTYPE},
+    {"boolean indices", boolean_indices, FASTCE_GRAD, FASTCE_BAD_DTYPE},
+    {"unknown dtype of probabilities", unknown_probabilities, FASTCE_GRAD, FASTCE_BAD_DTYPE},
+    {"negative length of lists", negative_listed, FASTCE_LOSS, FASTCE_BAD_SIZE},
+    {"too long lists", too_many_listed, FASTCE_GRAD, FASTCE_BAD_SIZE},
+    {"a stride of indices that overflows", indices_overflow, FASTCE_GRAD, FASTCE_BAD_STRIDE},
+    {"a stride of probabilities that overflows", probabilities_overflow, FASTCE_LOSS, FASTCE_BAD_STRIDE},
+    {"out over indices", out_over_indices, FASTCE_GRAD, FASTCE_BAD_OVERLAP},
+    {"out over probabilities", out_over_probabilities, FASTCE_GRAD, FASTCE_BAD_OVERLAP},
     {"negative number of axes", negative_axes, FASTCE_GRAD, FASTCE_BAD_SIZE},
     {"too many axes", many_axes, FASTCE_GRAD, FASTCE_BAD_SIZE},
     {"negative number of classes", negative_classes, FASTCE_LSE, FASTCE_BAD_SIZE},
@@ -270,10 +328,10 @@ static void test_records(void) {
     check(!fastce_cpu_has(NULL) && !fastce_cpu_has("") && !fastce_isa_runs(NULL), "no name is no feature");
 }
 
-/* Rows, too: labels, sample weights and dense targets. */
+/* Rows, too: labels, sample weights, dense and sparse targets. */
 static void test_bad_rows(void) {
     for (int last = 0; last < 2; last++)
-        for (int what = 0; what < 4; what++)
+        for (int what = 0; what < 8; what++)
             for (fastce_output output = FASTCE_LOSS; output <= FASTCE_GRAD; output++)
                 for (int threads = 1; threads < 3; threads++) {
                     fastce_totals totals;
@@ -287,6 +345,11 @@ static void test_bad_rows(void) {
                         w.problem.target = rows_of(w.dense);
                         w.dense[row][CLASSES - 1] = -1;
                     }
+                    if (what > 3) make_sparse(&w.problem);
+                    if (what == 4) w.listed[row][1] = CLASSES;
+                    if (what == 5) w.listed[row][0] = -2;
+                    if (what == 6) w.probabilities[row][1] = NAN;
+                    if (what == 7) w.problem.spread_missing = 1, w.probabilities[row][0] = 0.875f;
                     as_it_was = w;
                     check(fastce_run(&w.problem, NULL, threads, &totals) == FASTCE_BAD_ROW && totals.bad_row == row,
                           "bad row of kind %d: %lld", what, (long long)totals.bad_row);

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ARENA = 4096, ARRAYS = 7, ROOM = 8 };
+enum { ARENA = 4096, ARRAYS = 8, ROOM = 8 };
 
 typedef struct input {
     const uint8_t *data;
@@ -41,13 +41,12 @@ static double real(input *in) {
     return x;
 }
 
-/* Whether an array stays within the arena, in numbers that do not overflow. */
-static bool fits(const char *arena, const fastce_array *a, const fastce_problem *q, bool has_classes) {
+/* Whether an array of so many classes stays within the arena, in numbers that do not overflow. */
+static bool fits(const char *arena, const fastce_array *a, const fastce_problem *q, int64_t n_classes) {
     if (!a->data) return true;
     __int128 low = (const char *)a->data - arena, high = low + fastce_dtype_size(a->dtype);
     for (int i = 0; i <= q->n_axes; i++) {
-        if (i == q->n_axes && !has_classes) break;
-        __int128 length = i < q->n_axes ? q->shape[i] : q->n_classes;
+        __int128 length = i < q->n_axes ? q->shape[i] : n_classes;
         __int128 stride = i < q->n_axes ? a->strides[i] : a->class_stride;
         if (length == 0) return true;
         *(stride < 0 ? &low : &high) += (length - 1) * stride;
@@ -82,7 +81,7 @@ static void call_matrices(input *in, char *arena, char *copy) {
     for (int i = 0; i < 3; i++) {
         strides[i][0] = m[i].row_stride;
         fastce_array a = {m[i].data, m[i].dtype, 0, m[i].class_stride, strides[i]};
-        if (m[0].n_rows < 0 || m[0].n_classes < 0 || !fits(arena, &a, &q, true)) return;
+        if (m[0].n_rows < 0 || m[0].n_classes < 0 || !fits(arena, &a, &q, q.n_classes)) return;
     }
     /* Zero strides make any number of rows fit, and take as long; what is refused for its size is not waited for. */
     if (m[0].n_rows <= (int64_t)1 << 56 && (__int128)m[0].n_rows * m[0].n_classes > 1 << 16) return;
@@ -146,10 +145,10 @@ static void call_record(input *in, char *arena, char *copy) {
     for (int i = 0; i < ROOM; i++) shape[i] = number(in);
     q.shape = shape;
     q.n_classes = take(in, 1) % 4 ? number(in) : 1;
-    fastce_array *arrays[ARRAYS] = {&q.logits,      &q.target, &q.sample_weight,  &q.out,
-                                    &q.grad_output, &q.factor, &q.positive_weight};
+    fastce_array *arrays[ARRAYS] = {&q.logits,      &q.target, &q.sample_weight,   &q.out,
+                                    &q.grad_output, &q.factor, &q.positive_weight, &q.probabilities};
     uint64_t present = take(in, 1) & take(in, 1);
-    for (int i = 0; i < ARRAYS; i++)
+    for (int i = 0; i < ARRAYS - 1; i++)
         if (i < 2 || i == 3 || (present >> i & 1)) fill_array(in, arrays[i], arena, strides[i]);
     bool safe = true;
     for (int i = 0; i < q.n_axes; i++) safe = safe && shape[i] >= 0 && shape[i] <= ARENA;
@@ -171,13 +170,22 @@ static void call_record(input *in, char *arena, char *copy) {
         statistics.entropy = take(in, 1) % 2 ? arena + 3072 : NULL;
         q.statistics = &statistics;
     }
+    const bool sparse = q.target_kind == FASTCE_SPARSE;
+    if (sparse) {
+        fill_array(in, &q.probabilities, arena, strides[ARRAYS - 1]);
+        q.n_listed = number(in);
+        q.spread_missing = (int32_t)take(in, 1) % 2;
+        safe = safe && q.n_listed >= 0 && q.n_listed <= ARENA;
+    }
+    q.softcap = take(in, 1) % 2 ? real(in) : 0;
     fastce_kernel_name(&q);
     safe = safe && n_rows >= 0 && n_rows <= 128 && n_rows * q.n_classes <= 1 << 16;
     bool in_arena = safe && (!q.row_values || (char *)q.row_values + 8 * n_rows <= arena + ARENA) &&
                     (!q.class_weight || (char *)(q.class_weight + q.n_classes) <= arena + ARENA) &&
                     (!q.class_vector || (char *)(q.class_vector + q.n_classes) <= arena + ARENA);
+    const int64_t of_target = sparse ? q.n_listed : q.target_kind == FASTCE_DENSE ? q.n_classes : 1;
     for (int i = 0; i < ARRAYS && in_arena; i++)
-        in_arena = fits(arena, arrays[i], &q, i == 0 || i == 3 || (i == 1 && q.target_kind == FASTCE_DENSE));
+        in_arena = fits(arena, arrays[i], &q, i == 1 || i == 7 ? of_target : i == 0 || i == 3 ? q.n_classes : 1);
     if (!in_arena) return;
     fastce_totals totals;
     memcpy(copy, arena, ARENA);
