@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cases
-from checks import agree, same_bits
+from checks import agree, check_grad, same_bits
 from matrix import BLOCK, Engine
 
 DType = np.dtype[Any]
@@ -182,3 +182,19 @@ def test_the_gradient_is_the_derivative(engine: Engine, rng: np.random.Generator
             step[at] = 1e-5
             up, down = (engine.cross_entropy(x + sign * step, y, **more) for sign in (1, -1))
             assert math.isclose(grad[at], (up - down) / 2e-5, rel_tol=1e-5, abs_tol=1e-8)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 2.0}, {"softcap": 3.0}], ids=str)
+def test_whole_groups_of_positions(
+    engine: Engine, dtype: DType, rng: np.random.Generator, options: dict[str, Any]
+) -> None:
+    """As many neighbouring positions as a visit has rows, and one more; into `out` of every dtype, and not beyond."""
+    for n in (64, 65):
+        x, y = cases.normal(rng, (2, 3, n), dtype), cases.labels(rng, (2, n), 3)
+        want = agree(engine, x, y, axis=1, reduction="none", **options)
+        for kind in (dtype, np.dtype(np.float32), np.dtype(np.float16)):
+            room = np.full((4, 3, n), 7, kind)
+            out = room[1:3]
+            engine.cross_entropy_with_grad(x, y, axis=1, reduction="none", out=out, **options)
+            check_grad(out, want, dtype)
+            assert (room[[0, 3]] == 7).all()

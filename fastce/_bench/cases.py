@@ -10,7 +10,7 @@ import functools
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -19,11 +19,17 @@ from fastce._bench.family import FAMILY, Array
 Output = Literal["forward", "grad", "grad fresh"]
 """What is asked for: the mean loss; with its gradient, into an array that is there; or into a new one."""
 
-Option = Literal["label_smoothing", "weight", "sample_weight", "z_loss", "dense", "skipped"]
+Option = Literal[
+    "label_smoothing", "weight", "sample_weight", "z_loss", "dense", "skipped", "temperature", "softcap", "sparse"
+]
 """What is asked beyond plain labels; "skipped" has nine rows in ten ignored."""
 
 LABEL_SMOOTHING = 0.1
 Z_LOSS = 1e-4
+SCALED = 3.0
+SOFTCAP = 30.0
+LISTED = 16
+"""The temperature, the softcap, and the length of a sparse target's lists."""
 IGNORE_INDEX = -100
 
 
@@ -116,6 +122,8 @@ class Case:
     @property
     def _bytes_of_target(self) -> int:
         if self.function == "cross_entropy":
+            if "sparse" in self.options:
+                return self.n_rows * LISTED * (8 + 4)
             return self.n_logits * self.itemsize if "dense" in self.options else 8 * self.n_rows
         if "sample_weight" in self.options:
             return self.n_logits * (self.itemsize + 4)
@@ -132,12 +140,14 @@ class Inputs(NamedTuple):
 
     logits: Array
     target: Array
-    """int64 labels, or a dense target of the dtype of the logits; of a relative, its second array."""
+    """int64 labels, or lists of them, or a dense target of the dtype of the logits; of a relative, its second array."""
     weight: Array | None
     sample_weight: Array | None
     """Of each row; of each element of a relative, as float32."""
     out: Array | None
     """Where the gradient goes; None for a forward, or a fresh gradient."""
+    probabilities: Array | None = None
+    """Those of lists, as float32."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -157,6 +167,8 @@ def inputs(case: Case) -> Inputs:
         _fill_normal(target, rng, spread=1.0)
         np.abs(target, out=target)
         target /= np.asarray(case.n_classes, target.dtype)
+    elif "sparse" in case.options:
+        target = rng.integers(case.n_classes, size=(case.n_rows, LISTED))
     else:
         target = rng.integers(case.n_classes, size=positions)
         if "skipped" in case.options:
@@ -167,6 +179,7 @@ def inputs(case: Case) -> Inputs:
         rng.random(case.n_classes) + 0.5 if "weight" in case.options else None,
         rng.random(positions) + 0.5 if "sample_weight" in case.options else None,
         np.zeros_like(logits) if case.output == "grad" else None,
+        rng.random(target.shape, np.float32) / np.float32(LISTED) if "sparse" in case.options else None,
     )
 
 
@@ -207,7 +220,7 @@ GRID = tuple((b, c) for b in (1, 32, 1_024, 16_384) for c in (2, 10, 100, 1_000,
 
 OUTPUTS: tuple[Output, ...] = ("forward", "grad")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-OPTIONS: tuple[Option, ...] = ("label_smoothing", "weight", "sample_weight", "z_loss", "dense", "skipped")
+OPTIONS: tuple[Option, ...] = get_args(Option)
 IMAGES = (8, 21, 512, 512)
 
 

@@ -36,7 +36,9 @@ def limit_call(case: Case, arrays: Inputs) -> Callable[[], None] | None:
     if out is not None:
         out = out[-out.ctypes.data % 64 :]
         out.fill(1)  # no page faults in what is timed
-    also = tuple(_bytes(array) for array in (arrays.target, arrays.sample_weight) if array is not None)
+    also = tuple(
+        _bytes(array) for array in (arrays.target, arrays.sample_weight, arrays.probabilities) if array is not None
+    )
     candidates = [
         functools.partial(_move, _bytes(arrays.logits), also, out, prefetch, streaming, case.threads)
         for prefetch in PREFETCH

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from fastce._bench.cases import LABEL_SMOOTHING, Z_LOSS, Case, Inputs, available_threads
+from fastce._bench.cases import LABEL_SMOOTHING, SCALED, SOFTCAP, Z_LOSS, Case, Inputs, available_threads
 from fastce._bench.family import TEMPERATURE
 from fastce._bench.reference import Answer
 from fastce._bench.system import Call, System
@@ -35,11 +35,16 @@ def fastce_call(backend: str, case: Case, arrays: Inputs) -> Call:
         options["label_smoothing"] = LABEL_SMOOTHING
     if "z_loss" in case.options:
         options["z_loss"] = Z_LOSS
+    if "temperature" in case.options:
+        options["temperature"] = SCALED
+    if "softcap" in case.options:
+        options["softcap"] = SOFTCAP
+    target = arrays.target if arrays.probabilities is None else (arrays.target, arrays.probabilities)
     if not case.gradient:
-        return Call(functools.partial(fastce.cross_entropy, arrays.logits, arrays.target, **options), Answer)
+        return Call(functools.partial(fastce.cross_entropy, arrays.logits, target, **options), Answer)
     if arrays.out is not None:
         options["out"] = arrays.out
-    run = functools.partial(fastce.cross_entropy_with_grad, arrays.logits, arrays.target, **options)
+    run = functools.partial(fastce.cross_entropy_with_grad, arrays.logits, target, **options)
     return Call(run, lambda result: Answer(result.loss, result.grad))
 
 

@@ -17,6 +17,8 @@ from fastce._bench.reference import Answer
 from fastce._bench.system import Call, System
 
 WIDE = ("float32", "float64")
+NOT_TORCH = {"z_loss", "temperature", "softcap", "sparse"}
+"""Options that its cross entropy has not."""
 
 
 def scipy_call(case: Case, arrays: Inputs) -> Call | None:
@@ -94,7 +96,7 @@ def sklearn_call(case: Case, arrays: Inputs) -> Call | None:
 
 
 def torch_call(case: Case, arrays: Inputs, *, compiled: bool = False) -> Call | None:
-    if "z_loss" in case.options or case.axis not in (-1, 1):
+    if not NOT_TORCH.isdisjoint(case.options) or case.axis not in (-1, 1):
         return None
     import torch
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastce._bench.cases import IGNORE_INDEX, LABEL_SMOOTHING, Z_LOSS, Case, inputs
+from fastce._bench.cases import IGNORE_INDEX, LABEL_SMOOTHING, SCALED, SOFTCAP, Z_LOSS, Case, inputs
 from fastce._bench.family import FAMILY, Array
 
 BLOCK = 1 << 20
@@ -45,7 +45,11 @@ def answer(case: Case) -> Answer:
         where = np.unravel_index(np.arange(begin, min(begin + step, case.n_rows)), positions)
         x = logits[where].astype(np.float64)
         s = np.ones(len(x)) if sample_weight is None else sample_weight[where]
-        if dense is None:
+        if arrays.probabilities is not None:
+            q = np.zeros_like(x)
+            np.add.at(q, (np.arange(len(x))[:, None], arrays.target[where]), arrays.probabilities[where])
+            denominator += float(s.sum())
+        elif dense is None:
             y = arrays.target[where]
             s = np.where(y == IGNORE_INDEX, 0.0, s)
             y = np.where(y == IGNORE_INDEX, 0, y)
@@ -56,6 +60,12 @@ def answer(case: Case) -> Answer:
             q = dense[where].astype(np.float64)
             denominator += float(s.sum())
         q = s[:, None] * w * ((1.0 - smoothing) * q + smoothing / n_classes)
+        slope: Array | float = 1.0
+        if "temperature" in case.options:
+            x, slope = x / SCALED, 1.0 / SCALED
+        if "softcap" in case.options:
+            slope = slope / np.cosh(x / SOFTCAP) ** 2
+            x = SOFTCAP * np.tanh(x / SOFTCAP)
         x -= x.max(axis=1, keepdims=True) if not z else 0.0
         p = np.exp(x)
         sums = p.sum(axis=1, keepdims=True)
@@ -63,7 +73,7 @@ def answer(case: Case) -> Answer:
         total += float((q * (lse - x)).sum() + z * (s[:, None] * lse**2).sum())
         if grad is not None:
             p /= sums
-            grad[where] = (q.sum(axis=1, keepdims=True) + 2.0 * z * s[:, None] * lse) * p - q
+            grad[where] = slope * ((q.sum(axis=1, keepdims=True) + 2.0 * z * s[:, None] * lse) * p - q)
     if grad is not None:
         grad /= denominator
         grad = np.moveaxis(grad, -1, case.axis)

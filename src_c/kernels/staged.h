@@ -43,7 +43,7 @@ static void plan_staged(const task *t, staged_task *s) {
         s->task.stream = false;
     }
     if (t->lanes)
-        s->task.out_direct = s->out || t->out_direct;
+        s->task.out_direct = s->out || (t->out_direct && (!s->logits || q->out.dtype == real_dtype()));
     else
         s->task.out_direct = s->out ? reals : q->out.data != NULL;
     if (q->target_kind == FASTCE_SPARSE) {
