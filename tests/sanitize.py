@@ -19,7 +19,10 @@ from c_builds import ROOT, TESTS, Build, available_isas
 
 UNDEFINED = "bounds,signed-integer-overflow,shift,integer-divide-by-zero,float-cast-overflow,alignment,vla-bound"
 ADDRESS = (f"-fsanitize=address,{UNDEFINED}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-fopenmp")
-MORE = ["test_torture.py", "test_row_statistics.py", "test_distillation.py", "test_focal.py", "test_family_values.py"]
+MORE = [
+    *("test_torture.py", "test_row_statistics.py", "test_distillation.py", "test_focal.py", "test_family_values.py"),
+    *("test_transforms.py", "test_sparse_targets.py"),
+]
 """With the contract suite they reach every kernel; in each file, the tests of the C core."""
 
 
