@@ -130,7 +130,7 @@ def _lightness(colour: str) -> float:
 
 def column(page: Any, index: int) -> list[str]:
     values: list[str] = page.evaluate(
-        "i => [...document.querySelectorAll('tbody tr')].map(row => row.cells[i].dataset.value)", index
+        "i => [...document.querySelectorAll('#table tbody tr')].map(row => row.cells[i].dataset.value)", index
     )
     return values
 
@@ -138,7 +138,7 @@ def column(page: Any, index: int) -> list[str]:
 def test_sorting(open_page: Callable[..., Opened]) -> None:
     """By a press of a heading, with a mouse and with keys: numbers as numbers, text as text; what is missing last."""
     page = open_page().page
-    heads = page.query_selector_all("thead th")
+    heads = page.query_selector_all("#table thead th")
     names = [head.inner_text().rstrip(" ↕↑↓") for head in heads]
     for name, by_key in (("median, µs", False), ("of limit", True)):
         i = names.index(name)
@@ -166,7 +166,8 @@ def test_words(open_page: Callable[..., Opened]) -> None:
     assert "faster than plain NumPy" in page.locator(".finding").inner_text()
     assert "A <Processor> & more" in page.locator("#how").inner_text()
     assert page.locator("#how li").inner_text().endswith("failed: <b>no</b>")
-    assert page.locator("tbody tr").count() == sum(bool(m.seconds) for m in made_up().measurements)
+    assert page.locator("#table tbody tr").count() == sum(bool(m.seconds) for m in made_up().measurements)
+    assert page.locator("#memory tbody tr").count() == len(made_up().memory)
 
 
 def test_a_page_without_a_browser(pages: dict[str, Path]) -> None:

@@ -29,7 +29,7 @@ def report(results: Results) -> str:
         _section("Scaling with threads and with the batch", table.scaling(), "scaling", SCALING),
         _section("Small calls", table.latency(), "latency", LATENCY),
         _section("Dtypes, and where the gradient goes", table.variants(), "variants", VARIANTS),
-        _section("Memory", table.memory(), "memory", MEMORY),
+        _section("Memory", table.memory(), "memory", MEMORY, _memory_table(results)),
         _section("Accuracy beside speed", table.accuracy(), "accuracy", ACCURACY),
         _html_section("Every figure", _figures_table(results, table), "table", TABLE),
         _html_section("How it was measured", _how(results), "how", ""),
@@ -110,12 +110,12 @@ def _page(title: str, finding: str, first: list[Figure], sections: list[tuple[st
 """
 
 
-def _section(title: str, figures: list[Figure], anchor: str, text: str) -> tuple[str, str, str]:
-    """Return a section with figures; one without any is left out."""
+def _section(title: str, figures: list[Figure], anchor: str, text: str, more: str = "") -> tuple[str, str, str]:
+    """Return a section with figures, and what is below them; one without any is left out."""
     if not figures:
         return "", "", ""
     drawn = "".join(_figure(figure, f"{anchor}-{i}") for i, figure in enumerate(figures))
-    return _html_section(title, f'<div class="figures">{drawn}</div>', anchor, text)
+    return _html_section(title, f'<div class="figures">{drawn}</div>{more}', anchor, text)
 
 
 def _html_section(title: str, content: str, anchor: str, text: str) -> tuple[str, str, str]:
@@ -175,6 +175,11 @@ def _figures_table(results: Results, table: Figures) -> str:
             _shown(m.loss_error, "{:.1e}"), _shown(m.grad_error, "{:.1e}"), _shown(m.first_call or None, "{:.3g}"),
         ])  # fmt: skip
     return _sortable("Every figure", COLUMNS, rows, 2)
+
+
+def _memory_table(results: Results) -> str:
+    rows = [[short_name(m.system), m.what, (m.mib, f"{m.mib:.1f}")] for m in results.memory]
+    return _sortable("Peak memory of a call", ("system", "what", "MiB beyond the arrays"), rows, 2)
 
 
 def _changes_table(changes: Sequence[Change]) -> str:
