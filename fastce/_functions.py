@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple, overload
 from fastce import _inputs, _pipeline
 from fastce._problem import Array, Output, Statistics
 
+_quick, _no_quick = _pipeline.quick, _pipeline.NO_QUICK
+
 
 class LossAndGrad(NamedTuple):
     """The result of `cross_entropy_with_grad`.
@@ -271,7 +273,7 @@ def cross_entropy(
     IndexError: target: label 3 at index (1,) is out of range for 3 classes
     """
     plain = temperature is None and softcap is None and spread_missing is False and type(backend) is str
-    quick = _pipeline.quick.get(backend, _pipeline.NO_QUICK) if plain else _pipeline.NO_QUICK
+    quick = _quick.get(backend, _no_quick) if plain else _no_quick
     small = quick.loss(
         logits,
         target,
@@ -417,7 +419,7 @@ def cross_entropy_with_grad(
     array([[-12.29,   6.14,   6.14]], dtype=float32)
     """
     plain = temperature is None and softcap is None and spread_missing is False and type(backend) is str
-    quick = _pipeline.quick.get(backend, _pipeline.NO_QUICK) if plain else _pipeline.NO_QUICK
+    quick = _quick.get(backend, _no_quick) if plain else _no_quick
     small = quick.loss_and_grad(
         logits,
         target,

@@ -334,7 +334,7 @@ def test_the_suites_of_bench_write_it(tmp_path: Path) -> None:
     test = "bench/test_cross_entropy.py::test_cross_entropy[32x10, float32, forward-fastce numpy]"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test, f"--benchmark-json={path}"]
     command += ["--benchmark-max-time=0.05", "--benchmark-min-rounds=3"]
-    # A worker of pytest-xdist, which this may be, hands down that it is one, and pytest-benchmark measures nothing then.
+    # In a worker of pytest-xdist, which the environment tells of, pytest-benchmark measures nothing.
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
