@@ -30,6 +30,7 @@ from fastce._functions import (
     row_statistics,
     softmax,
 )
+from fastce._linear import LinearLossAndGrad, linear_cross_entropy, linear_cross_entropy_with_grad
 from fastce._pipeline import Explanation
 from fastce._probabilities import (
     categorical_cross_entropy,
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailableError",
     "Explanation",
+    "LinearLossAndGrad",
     "LossAndGrad",
     "RowStatistics",
     "available_backends",
@@ -72,6 +74,8 @@ __all__ = [
     "get_library",
     "js_divergence",
     "kl_divergence",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_loss",
     "log_softmax",
     "logsumexp",

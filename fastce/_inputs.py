@@ -135,6 +135,77 @@ def loss_request(
     return Request(problem, axis, reduction, denominator, unit, factor, grad)
 
 
+class LinearGradients(NamedTuple):
+    """The arrays that receive the gradients of linear_cross_entropy, of the shapes of the user's arrays."""
+
+    input: Array
+    linear_weight: Array
+    linear_bias: Array | None
+
+
+class LinearRequest(NamedTuple):
+    """A validated call of linear_cross_entropy."""
+
+    request: Request
+    """Its logits are a stand-in of their shape that takes no memory."""
+    input: Array
+    """(rows, features)."""
+    linear_weight: Array
+    """(classes, features)."""
+    linear_bias: Array | None
+    """(classes,)."""
+    grads: LinearGradients | None = None
+
+
+def linear_request(
+    input: Any,
+    linear_weight: Any,
+    target: Any,
+    *,
+    linear_bias: Any,
+    reduction: Any,
+    sample_weight: Any,
+    weight: Any,
+    gradient: bool = False,
+    grad_output: Any = None,
+    out: Any = None,
+    **options: Any,
+) -> LinearRequest:
+    """Validate a call of linear_cross_entropy, with ``gradient`` of its twin."""
+    x = _floating("input", input)
+    if x.ndim == 0:
+        raise ValueError("input: expected an array with a feature axis, got one of 0 dimensions")
+    positions, n_features = x.shape[:-1], x.shape[-1]
+    w = _floating("linear_weight", linear_weight)
+    if w.ndim != 2 or w.shape[1] != n_features:
+        raise ValueError(
+            f"linear_weight: expected shape (classes, {n_features}), its last axis as long as that of input, "
+            f"{x.shape}, got shape {w.shape}"
+        )
+    bias = None if linear_bias is None else _floating("linear_bias", linear_bias)
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise ValueError(
+            f"linear_bias: expected one number for each class, shape {w.shape[:1]}, got shape {bias.shape}"
+        )
+    parts = [array for array in (x, w, bias) if array is not None]
+    wide = any(_dtypes.name_of(array.dtype) == "float64" for array in parts)
+    logits = np.broadcast_to(np.zeros((), np.float64 if wide else np.float32), (*positions, len(w)))
+    request = loss_request(
+        logits, target, axis=-1, reduction=reduction, sample_weight=sample_weight, weight=weight, **options
+    )
+    n_rows = request.problem.n_rows
+    linear = LinearRequest(request, x.reshape(n_rows, n_features), w, bias)
+    if not gradient:
+        return linear
+    row_grad, factor = _grad_output(grad_output, reduction, positions)
+    request = request._replace(problem=replace(request.problem, grad_output=row_grad), grad_output=factor)
+    others: list[tuple[str, Any]] = [("input", x), ("linear_weight", w), ("linear_bias", bias)]
+    others += [("target", part) for part in (target if isinstance(target, tuple) else (target,))]
+    others += [("weight", weight), ("sample_weight", sample_weight), ("grad_output", grad_output)]
+    grads = _linear_gradients(out, parts, others)
+    return linear._replace(request=request, grads=LinearGradients(*grads, *[None] * (3 - len(grads))))
+
+
 class Focus(NamedTuple):
     """What a focal loss makes of the cross entropy of each row."""
 
@@ -677,6 +748,20 @@ def _sparse_target(
     return _classes_last(indices, axis), _classes_last(probabilities, axis)
 
 
+def _linear_gradients(out: Any, by: list[Array], others: list[tuple[str, Any]]) -> list[Array]:
+    """Return the arrays that receive the gradients by some arrays: those of ``out``, checked, or new ones."""
+    if out is None:
+        return [np.empty(array.shape, array.dtype.newbyteorder("=")) for array in by]
+    if not isinstance(out, tuple) or len(out) != len(by):
+        got = f"{len(out)}" if isinstance(out, tuple) else type(out).__name__
+        raise TypeError(f"out: expected a tuple of {len(by)} arrays, as many as there are gradients, got {got}")
+    for n, (array, given) in enumerate(zip(out, by, strict=True)):
+        _check_out(array, given.shape, f"out[{n}]")
+        for name, other in [*others, *((f"out[{m}]", out[m]) for m in range(n))]:
+            _refuse_overlap(array, name, other, None, f"out[{n}]")
+    return [*out]
+
+
 def _ignore_index(value: Any, labels: Array | None) -> int | None:
     index = _integer("ignore_index", value, "an integer")
     if labels is None:
@@ -844,18 +929,18 @@ def _out(out: Any, logits: Array, name: str = "logits") -> Array:
     return array
 
 
-def _check_out(out: Any, shape: tuple[int, ...]) -> Array:
+def _check_out(out: Any, shape: tuple[int, ...], name: str = "out") -> Array:
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
-    array = _array("out", out)
+        raise TypeError(f"{name}: expected a NumPy array, got {type(out).__name__}")
+    array = _array(name, out)
     if _dtypes.name_of(array.dtype) is None:
-        raise TypeError(f"out: expected {_dtypes.ACCEPTED}, got dtype {array.dtype}")
+        raise TypeError(f"{name}: expected {_dtypes.ACCEPTED}, got dtype {array.dtype}")
     if array.shape != shape:
-        raise ValueError(f"out: expected shape {shape}, got shape {array.shape}")
+        raise ValueError(f"{name}: expected shape {shape}, got shape {array.shape}")
     if not array.flags.writeable:
-        raise ValueError("out: expected a writable array, got a read-only one")
+        raise ValueError(f"{name}: expected a writable array, got a read-only one")
     if _may_overlap_itself(array):
-        raise ValueError(f"out: its elements share memory with one another (strides {array.strides})")
+        raise ValueError(f"{name}: its elements share memory with one another (strides {array.strides})")
     return out
 
 
@@ -869,7 +954,7 @@ def _may_overlap_itself(array: Array) -> bool:
     return False
 
 
-def _refuse_overlap(out: Array, name: str, other: Any, values: str = "logits") -> None:
+def _refuse_overlap(out: Array, name: str, other: Any, values: str | None = "logits", own_name: str = "out") -> None:
     if other is None or isinstance(other, (int, float, list, tuple)):
         return
     array = _array(name, other)
@@ -879,4 +964,5 @@ def _refuse_overlap(out: Array, name: str, other: Any, values: str = "logits") -
         except (np.exceptions.TooHardError, OverflowError):
             shared = True  # not proved apart
         if shared:
-            raise ValueError(f"out: overlaps {name}; only {values} themselves may be overwritten, as a whole")
+            hint = "" if values is None else f"; only {values} themselves may be overwritten, as a whole"
+            raise ValueError(f"{own_name}: overlaps {name}{hint}")
