@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastce._accumulator import CrossEntropyAccumulator, CrossEntropySummary
 from fastce._backends import available_backends
 from fastce._config import show_config
 from fastce._elementwise import (
@@ -49,6 +50,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
+    "CrossEntropyAccumulator",
+    "CrossEntropySummary",
     "Explanation",
     "LinearLossAndGrad",
     "LossAndGrad",

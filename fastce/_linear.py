@@ -319,7 +319,12 @@ class _Tiles:
                 np.matmul(x, weight.T, out=logits[:, classes])
             if self.bias is not None:
                 logits += self.bias
-            problem = _tile(self.problem, rows, logits)
+            problem = replace(
+                self.problem.at((rows,)),
+                logits=logits,
+                row_values=None if values is None else np.empty(len(x), self.real),
+                out=None if self.grads is None else logits,
+            )
             losses.append(_pipeline.run(self.request._replace(problem=problem), chosen).loss)
             if values is not None:
                 values[rows] = problem.row_values
@@ -380,31 +385,15 @@ def _is_ready(array: Array, real: np.dtype[Any]) -> bool:
 
 
 def _flattened(problem: Problem) -> Problem:
-    """Return the problem with one axis of positions."""
+    """Return the problem with one axis of positions; its logits are a stand-in."""
     n_axes = len(problem.positions)
     parts: dict[str, Any] = {
-        name: array.reshape(problem.n_rows, *array.shape[n_axes:]) for name, array in _per_row(problem)
+        name: array.reshape(problem.n_rows, *array.shape[n_axes:])
+        for name, array in problem.per_position()
+        if name != "logits"
     }
-    return replace(problem, **parts)
-
-
-def _tile(problem: Problem, rows: slice | Array, logits: Array) -> Problem:
-    """Return the problem of some rows, whose logits are there."""
-    parts: dict[str, Any] = {name: array[rows] for name, array in _per_row(problem)}
-    values = None if problem.row_values is None else np.empty(len(logits), problem.real)
-    out = logits if problem.output is Output.GRAD else None
-    return replace(problem, **parts, logits=logits, row_values=values, out=out)
-
-
-PER_ROW = ("labels", "dense", "listed", "probabilities", "sample_weight", "grad_output")
-"""Of a problem, what has an entry for each row besides the logits."""
-
-
-def _per_row(problem: Problem) -> Iterator[tuple[str, Array]]:
-    for name in PER_ROW:
-        array = getattr(problem, name)
-        if array is not None:
-            yield name, array
+    logits = np.broadcast_to(np.zeros((), problem.real), (problem.n_rows, problem.n_classes))
+    return replace(problem, **parts, logits=logits)
 
 
 def _kept(problem: Problem) -> Array | None:
