@@ -56,6 +56,8 @@ class Request(NamedTuple):
     """The array to hand back, laid out as the user's: the gradient or the probabilities."""
     target_name: str = "target"
     """What the caller calls the dense target."""
+    mean_has_class_weight: bool = True
+    """Whether the weight of a label's class is part of a mean's denominator."""
 
 
 def loss_request(
@@ -206,16 +208,6 @@ def linear_request(
     return linear._replace(request=request, grads=LinearGradients(*grads, *[None] * (3 - len(grads))))
 
 
-class Focus(NamedTuple):
-    """What a focal loss makes of the cross entropy of each row."""
-
-    gamma: float
-    row_weight: Array
-    """(rows,): float64, the sample weight times alpha of the label; 0 for rows that are ignored."""
-    total_weight: float
-    """Of the sample weights of rows that are not ignored: a mean's denominator."""
-
-
 def focal_request(
     logits: Any,
     target: Any,
@@ -231,12 +223,8 @@ def focal_request(
     gradient: bool = False,
     grad_output: Any = None,
     out: Any = None,
-) -> tuple[Request, Focus]:
-    """Validate a call of focal_loss: cross entropy of each row, and what becomes of it.
-
-    Rows of weight 0 are ignored, the weights of others wait until each row's own cross entropy is known.
-    """
-    _scales(reduction, denominator, base)
+) -> Request:
+    """Validate a call of focal_loss, or with ``gradient`` of its twin: cross entropy with a gamma, weighed by alpha."""
     request = loss_request(
         logits,
         target,
@@ -245,46 +233,26 @@ def focal_request(
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         label_smoothing=0.0,
-        reduction="none",
-        denominator=None,
+        reduction=reduction,
+        denominator=denominator,
         base=base,
         gradient=gradient,
-        grad_output=grad_output if reduction == "none" else None,
+        grad_output=grad_output,
         out=out,
     )
     problem = request.problem
     if problem.labels is None:
         raise ValueError(f"target: expected integer labels of shape {problem.positions}, got a dense target")
-    if gradient and reduction != "none":
-        request = request._replace(grad_output=_grad_output(grad_output, reduction, problem.positions)[1])
     exponent = _number("gamma", gamma, 0.0, math.inf, "a finite number >= 0")
-
-    labels = problem.labels.reshape(-1)
-    weights = np.ones(problem.n_rows)
-    if problem.sample_weight is not None:
-        weights *= problem.sample_weight.reshape(-1).astype(np.float64)
-        wrong = ~((weights >= 0) & (weights < math.inf))
-        if wrong.any():
-            raise bad_row(request, int(wrong.argmax()))
-    if problem.ignore_index is not None:
-        weights[labels == problem.ignore_index] = 0.0
-    total = float(weights.sum())
+    scale, class_weight = 1.0, None
     if alpha is not None:
-        weights *= _alpha_of_labels(alpha, labels, problem.n_classes)
-    kept = None if problem.sample_weight is None else problem.sample_weight != 0
-    return request._replace(
-        problem=replace(problem, sample_weight=kept), reduction=reduction, denominator=denominator
-    ), Focus(exponent, weights, total)
-
-
-def _alpha_of_labels(alpha: Any, labels: Array, n_classes: int) -> Array | float:
-    """Return each label's weight; that of a label which is out of range, or ignored, does not matter."""
-    array = _array("alpha", alpha)
-    if array.ndim == 0:
-        return _number("alpha", array, 0.0, math.inf, "a finite number >= 0, or one for each class")
-    weights = _class_weight(alpha, n_classes, "alpha")
-    inside = (labels >= 0) & (labels < n_classes)
-    return weights[np.where(inside, labels, 0).astype(np.intp)]
+        array = _array("alpha", alpha)
+        if array.ndim == 0:
+            scale = _number("alpha", array, 0.0, math.inf, "a finite number >= 0, or one for each class")
+        else:
+            class_weight = _class_weight(alpha, problem.n_classes, "alpha")
+    problem = replace(problem, gamma=exponent, target_scale=scale, class_weight=class_weight)
+    return request._replace(problem=problem, mean_has_class_weight=False)
 
 
 def distillation_request(

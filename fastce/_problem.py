@@ -141,7 +141,8 @@ class Problem:
     softcap: float = 0.0
     """Of LOGITS, 0 for none: x stands for softcap * tanh(x / temperature / softcap)."""
     gamma: float = 0.0
-    """The exponent of a focal loss."""
+    """The exponent of a focal loss: of binary logits; and of LOGITS with labels alone, where the loss of each row is
+    (1 - exp(-c))^gamma * c / q_y, with c the cross entropy of all of q on the label and gamma = 0 that itself."""
     positive: float = 1.0
     """a of the binary kinds, where positive_weight multiplies it."""
     negative: float = 1.0
