@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastce import _dtypes
-from fastce._problem import NEED_LABELS, Array, Kind, Output, Problem, Statistics
+from fastce._problem import NEED_LABELS, OF_PARTIALS, Array, Kind, Output, Problem, Statistics
 
 REDUCTIONS = ("mean", "sum", "none")
 DIVERGENCE_REDUCTIONS = ("none", "sum", "mean", "batchmean")
@@ -426,7 +426,8 @@ def statistics_request(logits: Any, target: Any, *, fields: Any, axis: Any, igno
         if labels is None:
             shape = x.shape[:-1]
             raise ValueError(f"target: expected integer labels of shape {shape}, got a dense target of {given.shape}")
-    known = Statistics._fields if labels is not None else tuple(n for n in Statistics._fields if n not in NEED_LABELS)
+    hidden = OF_PARTIALS if labels is not None else OF_PARTIALS + NEED_LABELS
+    known = tuple(name for name in Statistics._fields if name not in hidden)
     try:
         asked = known if fields is None else (fields,) if isinstance(fields, str) else tuple(fields)
     except TypeError:
