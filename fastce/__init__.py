@@ -30,6 +30,7 @@ from fastce._functions import (
     row_statistics,
     softmax,
 )
+from fastce._partial import CrossEntropyPartial, partial_cross_entropy, partial_cross_entropy_grad
 from fastce._pipeline import Explanation
 from fastce._probabilities import (
     categorical_cross_entropy,
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
+    "CrossEntropyPartial",
     "Explanation",
     "LossAndGrad",
     "RowStatistics",
@@ -79,6 +81,8 @@ __all__ = [
     "mse_loss_with_grad",
     "nll_loss",
     "nll_loss_with_grad",
+    "partial_cross_entropy",
+    "partial_cross_entropy_grad",
     "row_statistics",
     "show_config",
     "softmax",

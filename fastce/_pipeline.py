@@ -107,15 +107,20 @@ def loss(request: Request, backend: str, num_threads: int | None) -> float | Arr
 def loss_and_grad(request: Request, backend: str, num_threads: int | None) -> tuple[float | Array, Array]:
     """Do a problem whose output is the gradient; nothing is written before every row has been checked."""
     chosen = choose(request.problem, backend, num_threads)
-    weight = 0.0
-    if request.problem.logits.size:
-        checked = chosen.module.scan(request.problem, chosen.num_threads)
-        _raise_if_bad(request, checked)
-        weight = checked.weight
-    problem = replace(request.problem, grad_scale=_grad_scale(request, weight))
+    weight = scan(request, chosen)
+    problem = replace(request.problem, grad_scale=grad_scale(request, weight))
     request = request._replace(problem=problem)
     totals = _run(chosen, request)
     return _reduce(request, totals), request.result
+
+
+def scan(request: Request, chosen: Chosen) -> float:
+    """Check labels, sample weights and dense targets, and return what a mean divides by."""
+    if request.problem.logits.size == 0:
+        return 0.0
+    checked = chosen.module.scan(request.problem, chosen.num_threads)
+    _raise_if_bad(request, checked)
+    return checked.weight
 
 
 def focal_loss(request: Request, focus: Focus, backend: str, num_threads: int | None) -> float | Array:
@@ -132,7 +137,7 @@ def focal_loss_and_grad(
     chosen = choose(problem, backend, num_threads)
     forward = request._replace(problem=replace(problem, output=Output.LOSS, out=None, grad_output=None))
     value, slope = _focal(forward, focus, chosen)
-    slope *= _grad_scale(request, focus.total_weight)
+    slope *= grad_scale(request, focus.total_weight)
     if problem.grad_output is not None:
         slope *= problem.grad_output.reshape(-1).astype(np.float64)
     row_scale = slope.reshape(problem.positions)
@@ -266,7 +271,7 @@ def _reduce(request: Request, totals: Totals) -> float | Array:
     return totals.loss / denominator / request.unit if denominator else math.nan
 
 
-def _grad_scale(request: Request, weight: float) -> float:
+def grad_scale(request: Request, weight: float) -> float:
     """Return what makes the gradient that of the value `_reduce` returns; 0 where there is nothing to average."""
     scale = request.grad_output / request.unit
     if request.reduction == "mean":
