@@ -32,6 +32,7 @@ from fastce._functions import (
     softmax,
 )
 from fastce._linear import LinearLossAndGrad, linear_cross_entropy, linear_cross_entropy_with_grad
+from fastce._partial import CrossEntropyPartial, partial_cross_entropy, partial_cross_entropy_grad
 from fastce._pipeline import Explanation
 from fastce._probabilities import (
     categorical_cross_entropy,
@@ -51,6 +52,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailableError",
     "CrossEntropyAccumulator",
+    "CrossEntropyPartial",
     "CrossEntropySummary",
     "Explanation",
     "LinearLossAndGrad",
@@ -86,6 +88,8 @@ __all__ = [
     "mse_loss_with_grad",
     "nll_loss",
     "nll_loss_with_grad",
+    "partial_cross_entropy",
+    "partial_cross_entropy_grad",
     "row_statistics",
     "show_config",
     "softmax",

@@ -11,18 +11,17 @@ BLOCK_BYTES = 4 << 20
 
 def blocks(positions: tuple[int, ...], row_bytes: int) -> Iterator[tuple[slice, ...]]:
     """Cut an array of positions into boxes of about BLOCK_BYTES, each a run of rows in C order."""
-    if 0 in positions:
-        return
-    yield from _boxes(positions, max(1, BLOCK_BYTES // max(1, row_bytes)))
+    return boxes(positions, max(1, BLOCK_BYTES // max(1, row_bytes)))
 
 
-def _boxes(shape: tuple[int, ...], rows: int) -> Iterator[tuple[slice, ...]]:
-    if not shape:
+def boxes(positions: tuple[int, ...], rows: int) -> Iterator[tuple[slice, ...]]:
+    """Cut an array of positions into boxes of about so many rows, each a run of rows in C order."""
+    if not positions:
         yield ()
         return
-    inside = math.prod(shape[1:])
-    step = max(1, rows // inside)
-    for i in range(0, shape[0], step):
-        part = slice(i, min(i + step, shape[0]))
-        for rest in _boxes(shape[1:], rows) if inside > rows else [tuple(slice(0, n) for n in shape[1:])]:
-            yield (part, *rest)
+    inside = math.prod(positions[1:])
+    step = max(1, rows // max(1, inside))
+    whole = [tuple(slice(0, n) for n in positions[1:])]
+    for i in range(0, positions[0] if inside else 0, step):
+        for rest in boxes(positions[1:], rows) if inside > rows else whole:
+            yield (slice(i, min(i + step, positions[0])), *rest)

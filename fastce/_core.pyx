@@ -142,6 +142,8 @@ cdef int translate(object problem, fastce_problem *record, fastce_statistics *st
         statistics.rank = <int64_t *>array_data(asked.rank)
         statistics.margin = array_data(asked.margin)
         statistics.correct = <unsigned char *>array_data(asked.correct)
+        statistics.maximum = array_data(asked.maximum)
+        statistics.rest = array_data(asked.rest)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, overload
 
 from fastce import _inputs, _pipeline
-from fastce._problem import Array, Output, Statistics
+from fastce._problem import Array, Output
 
 _quick, _no_quick = _pipeline.quick, _pipeline.NO_QUICK
 
@@ -919,7 +919,7 @@ def logsumexp(
     return _pipeline.logsumexp(request, backend, num_threads)
 
 
-class RowStatistics(Statistics):
+class RowStatistics(NamedTuple):
     """The result of `row_statistics`: one number a row for each field, None for those not asked for.
 
     Attributes
@@ -949,7 +949,14 @@ class RowStatistics(Statistics):
     (array([1]), array([-1.]), array([False]))
     """
 
-    __slots__ = ()
+    lse: Array | None = None
+    loss: Array | None = None
+    entropy: Array | None = None
+    argmax: Array | None = None
+    target_probability: Array | None = None
+    rank: Array | None = None
+    margin: Array | None = None
+    correct: Array | None = None
 
 
 def row_statistics(
@@ -1021,7 +1028,8 @@ def row_statistics(
     True
     """
     request = _inputs.statistics_request(logits, target, fields=fields, axis=axis, ignore_index=ignore_index, base=base)
-    return RowStatistics(*_pipeline.row_statistics(request, backend, num_threads))
+    found = _pipeline.row_statistics(request, backend, num_threads)
+    return RowStatistics(*(getattr(found, name) for name in RowStatistics._fields))
 
 
 def explain(logits: Any, target: Any, **options: Any) -> _pipeline.Explanation:

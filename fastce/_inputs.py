@@ -11,6 +11,7 @@ import math
 import numbers
 import operator
 import sys
+import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastce import _dtypes
-from fastce._problem import NEED_LABELS, Array, Kind, Output, Problem, Statistics
+from fastce._problem import NEED_LABELS, OF_PARTIALS, Array, Kind, Output, Problem, Statistics
 
 REDUCTIONS = ("mean", "sum", "none")
 DIVERGENCE_REDUCTIONS = ("none", "sum", "mean", "batchmean")
@@ -89,19 +90,13 @@ def loss_request(
     n_classes = x.shape[-1]
     smoothing = _number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
     z = _number("z_loss", z_loss, 0.0, math.inf, "a finite number >= 0")
-    denominator, unit = _scales(reduction, denominator, base)
+    denominator, unit = scales(reduction, denominator, base)
 
     sparse = _sparse_target(name, target, given.shape, axis, spread_missing) if kind is Kind.LOGITS else None
     labels, dense = _target(name, target, given.shape, axis) if sparse is None else (None, None)
     listed, probabilities = (None, None) if sparse is None else sparse
     ignored_label = _ignore_index(ignore_index, labels)
-    class_weight = None if weight is None else _class_weight(weight, n_classes)
-    class_vector = None
-    if smoothing > 0.0 and n_classes:
-        class_vector = np.full(n_classes, smoothing / n_classes)
-        if class_weight is not None:
-            with np.errstate(under="ignore"):
-                class_vector *= class_weight
+    class_weight, class_vector = _over_classes(weight, smoothing, n_classes)
     row_weight = None if sample_weight is None else _per_row("sample_weight", sample_weight, positions)
 
     row_grad, factor, grad, grad_view = None, 1.0, None, None
@@ -135,6 +130,95 @@ def loss_request(
         softcap=0.0 if softcap is None else _positive("softcap", softcap),
     )
     return Request(problem, axis, reduction, denominator, unit, factor, grad)
+
+
+class Shard(NamedTuple):
+    """A validated call for some neighbouring classes."""
+
+    request: Request
+    """Its problem is over all classes where the target counts them (labels, lists), else over those of the shard. Its
+    class_weight goes with it."""
+    logits: Array
+    """(\\*positions, classes of the shard)."""
+    start: int
+    n_classes: int
+    """Of the whole."""
+    class_vector: Array | None
+    """Of the shard: what label smoothing adds to q / s."""
+    weight_digest: int | None
+    """By which two class weights are told apart."""
+    out: Array | None
+    """Like the logits, for the gradient."""
+
+
+def shard_request(
+    logits: Any,
+    target: Any,
+    class_start: Any,
+    n_classes: Any,
+    *,
+    axis: Any,
+    weight: Any,
+    sample_weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    z_loss: Any,
+    reduction: Any = "sum",
+    denominator: Any = None,
+    base: Any = None,
+    gradient: bool = False,
+    grad_output: Any = None,
+    out: Any = None,
+) -> Shard:
+    """Validate a call of partial_cross_entropy, or with ``gradient`` of its twin."""
+    given, x, axis = _values("logits", logits, axis)
+    width = x.shape[-1]
+    start = _integer("class_start", class_start, "an integer >= 0")
+    count = _integer("n_classes", n_classes, "an integer >= 1")
+    if not 0 <= start <= count - width:
+        raise ValueError(
+            f"class_start: {width} classes from {_shown(class_start)} on are not among n_classes={_shown(n_classes)}"
+        )
+    shape = (*given.shape[:axis], count, *given.shape[axis + 1 :])
+    whole = np.broadcast_to(np.zeros((), given.dtype), shape)
+    sparse = _sparse_target("logits", target, shape, axis, False)
+    dense = sparse is None and _array("target", target).ndim == given.ndim
+    others = [("target", part) for part in (target if sparse is not None else (target,))]
+    others += [("weight", weight), ("sample_weight", sample_weight), ("grad_output", grad_output)]
+    request = loss_request(
+        given if dense else whole,
+        target,
+        axis=axis,
+        weight=None,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=0.0,
+        reduction="sum",
+        denominator=None,
+        base=None,
+        z_loss=z_loss,
+    )
+    denominator, unit = scales(reduction, denominator, base)
+    smoothing = _number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
+    class_weight, class_vector = _over_classes(weight, smoothing, count)
+    mine = slice(start, start + width)
+    digest = None if class_weight is None else zlib.crc32(class_weight.tobytes())
+    if class_weight is not None and dense:
+        class_weight = class_weight[mine]
+    row_grad, factor, grad = None, 1.0, None
+    if gradient:
+        row_grad, factor = _grad_output(grad_output, reduction, x.shape[:-1])
+        grad = _gradient("logits", out, given, others)
+    problem = replace(request.problem, target_scale=1.0 - smoothing, class_weight=class_weight, grad_output=row_grad)
+    return Shard(
+        Request(problem, axis, reduction, denominator, unit, factor, grad),
+        x,
+        start,
+        count,
+        None if class_vector is None else class_vector[mine],
+        digest,
+        None if grad is None else _classes_last(grad, axis),
+    )
 
 
 class LinearGradients(NamedTuple):
@@ -272,7 +356,7 @@ def distillation_request(
     """Validate a call of distillation_loss, or with ``gradient`` of its twin."""
     given, x, axis = _values("logits", logits, axis)
     positions = x.shape[:-1]
-    denominator, unit = _scales(reduction, denominator, base)
+    denominator, unit = scales(reduction, denominator, base)
     teacher = _floating("teacher_logits", teacher_logits)
     if teacher.shape != given.shape:
         raise ValueError(f"teacher_logits: expected the shape of logits, {given.shape}, got shape {teacher.shape}")
@@ -319,7 +403,7 @@ def element_request(
     name = NAMES_OF_VALUES[kind]
     given = _floating(name, logits)
     smoothing = _number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
-    denominator, unit = _scales(reduction, denominator, base)
+    denominator, unit = scales(reduction, denominator, base)
     dense = _element_target(name, target, given.shape, integers=focal)
     negative, positive = (1.0, 1.0) if alpha is None else _alpha(alpha)
 
@@ -369,7 +453,7 @@ def divergence_request(kind: Kind, p: Any, q: Any, *, axis: Any, reduction: Any,
     if not (isinstance(reduction, str) and reduction in DIVERGENCE_REDUCTIONS):
         accepted = "'none', 'sum', 'mean' or 'batchmean'"
         raise ValueError(f"reduction: expected {accepted}, got {_shown(reduction)}")
-    _, unit = _scales("none", None, base)
+    _, unit = scales("none", None, base)
     alone = kind is Kind.PROBABILITIES
     given, x, axis = _values("p" if alone else "q", q, axis)
     other = given if alone else _floating("p", p)
@@ -458,14 +542,15 @@ def _codes(y_true: Any, labels: Any, shape: tuple[int, ...], n_classes: int) -> 
 def statistics_request(logits: Any, target: Any, *, fields: Any, axis: Any, ignore_index: Any, base: Any) -> Request:
     """Validate a call of row_statistics."""
     given, x, axis = _values("logits", logits, axis)
-    _, unit = _scales("none", None, base)
+    _, unit = scales("none", None, base)
     labels = None
     if target is not None:
         labels, _ = _target("logits", target, given.shape, axis)
         if labels is None:
             shape = x.shape[:-1]
             raise ValueError(f"target: expected integer labels of shape {shape}, got a dense target of {given.shape}")
-    known = Statistics._fields if labels is not None else tuple(n for n in Statistics._fields if n not in NEED_LABELS)
+    hidden = OF_PARTIALS if labels is not None else OF_PARTIALS + NEED_LABELS
+    known = tuple(name for name in Statistics._fields if name not in hidden)
     try:
         asked = known if fields is None else (fields,) if isinstance(fields, str) else tuple(fields)
     except TypeError:
@@ -587,7 +672,7 @@ def _values(name: str, value: Any, axis: Any) -> tuple[Array, Array, int]:
     return given, _classes_last(given, where), where
 
 
-def _scales(reduction: Any, denominator: Any, base: Any) -> tuple[float | None, float]:
+def scales(reduction: Any, denominator: Any, base: Any) -> tuple[float | None, float]:
     """Validate what a loss is divided by: the denominator if one was given, and the unit in nats."""
     if not (isinstance(reduction, str) and reduction in REDUCTIONS):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {_shown(reduction)}")
@@ -752,6 +837,18 @@ def _class_weight(weight: Any, n_classes: int, name: str = "weight") -> Array:
         k = int(wrong.argmax())
         raise ValueError(f"{name}: expected finite numbers >= 0, got {float(array[k])!r} at index ({k},)")
     return array
+
+
+def _over_classes(weight: Any, smoothing: float, n_classes: int) -> tuple[Array | None, Array | None]:
+    """Return the class weights, and what label smoothing adds to q / s."""
+    class_weight = None if weight is None else _class_weight(weight, n_classes)
+    class_vector = None
+    if smoothing > 0.0 and n_classes:
+        class_vector = np.full(n_classes, smoothing / n_classes)
+        if class_weight is not None:
+            with np.errstate(under="ignore"):
+                class_vector *= class_weight
+    return class_weight, class_vector
 
 
 def _per_row(name: str, value: Any, positions: tuple[int, ...]) -> Array:

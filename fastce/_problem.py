@@ -58,10 +58,17 @@ class Statistics(NamedTuple):
     rank: Array | None = None
     margin: Array | None = None
     correct: Array | None = None
+    maximum: Array | None = None
+    """m of the row; NaN where one of its logits is."""
+    rest: Array | None = None
+    """r of the row; NaN where m is not finite."""
 
 
 NEED_LABELS = ("loss", "target_probability", "rank", "margin", "correct")
 """The statistics that depend on the label."""
+
+OF_PARTIALS = ("maximum", "rest")
+"""Those that partial results are made of, which `row_statistics` does not offer."""
 
 
 class Kind(enum.IntEnum):
@@ -130,7 +137,7 @@ class Problem:
     out: Array | None = None
     """(\\*positions, classes): receives the gradient or the probabilities, in either byte order; may be the logits."""
     grad_scale: float = 1.0
-    """Multiplies the gradient, with grad_output."""
+    """Multiplies the gradient, or the probabilities, with grad_output."""
     grad_output: Array | None = None
     """(\\*positions): any floating dtype."""
     kind: Kind = Kind.LOGITS

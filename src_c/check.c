@@ -7,7 +7,7 @@
 #include <stdalign.h>
 
 enum {
-    WRITTEN_COUNT = 10, /* out, the row values, eight statistics */
+    WRITTEN_COUNT = 12, /* out, the row values, ten statistics */
     READ_COUNT = 9,
     SEARCH_STEPS = 10000, /* more than arrays of one parent take */
 };
@@ -61,8 +61,9 @@ static bool pointers_are_aligned(const fastce_problem *q) {
     if (q->output != FASTCE_STATISTICS || !s) return right;
     if (!is_aligned(s, alignof(fastce_statistics))) return false;
     return right && is_aligned(s->lse, real) && is_aligned(s->loss, real) && is_aligned(s->entropy, real) &&
-           is_aligned(s->target_probability, real) && is_aligned(s->margin, real) &&
-           is_aligned(s->argmax, alignof(int64_t)) && is_aligned(s->rank, alignof(int64_t));
+           is_aligned(s->target_probability, real) && is_aligned(s->margin, real) && is_aligned(s->maximum, real) &&
+           is_aligned(s->rest, real) && is_aligned(s->argmax, alignof(int64_t)) &&
+           is_aligned(s->rank, alignof(int64_t));
 }
 
 static int64_t count_rows(const fastce_problem *q) {
@@ -287,6 +288,8 @@ static void find_extents(const fastce_problem *q, int64_t n_rows, extents *found
         add_written_run(found, s->argmax, n_rows, sizeof *s->argmax);
         add_written_run(found, s->rank, n_rows, sizeof *s->rank);
         add_written_run(found, s->correct, n_rows, sizeof *s->correct);
+        add_written_run(found, s->maximum, n_rows, real);
+        add_written_run(found, s->rest, n_rows, real);
     }
     const bool sparse = q->target_kind == FASTCE_SPARSE;
     add_read(found, q, &q->logits, q->n_classes);

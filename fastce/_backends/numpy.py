@@ -84,7 +84,7 @@ def run(problem: Problem, num_threads: int) -> Totals:
         if p.output is Output.LSE:
             return _store(p, np.where(np.isinf(top), top, top + np.log1p(r)))
         if p.output is Output.SOFTMAX:
-            return _store(p, out=e / (1 + r)[:, None])
+            return _store(p, out=(_row_scale(p) / (1 + r)).astype(p.real)[:, None] * e)
         if p.output is Output.LOG_SOFTMAX:
             return _store(p, out=x - top[:, None] - np.log1p(r)[:, None])
         return _loss(p, x, e, top.astype(np.float64), first, r.astype(np.float64), offset, slope)
@@ -223,6 +223,8 @@ def _statistics(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Arr
         "rank": np.where(unlabelled, -1, (x > logit[:, None]).sum(axis=1)),
         "margin": np.where(unlabelled, np.nan, logit - np.fmax.reduce(others, axis=1)),
         "correct": ~unlabelled & (first == y),
+        "maximum": top,
+        "rest": r,
     }
     for name, array in p.statistics._asdict().items():
         if array is not None:

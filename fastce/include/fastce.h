@@ -61,7 +61,7 @@ typedef enum fastce_output {
     FASTCE_LOSS = 0,    /* row_values: losses */
     FASTCE_GRAD,        /* row_values: losses; out: gradient times grad_scale and grad_output */
     FASTCE_LSE,         /* row_values: log of the sum of exponentials */
-    FASTCE_SOFTMAX,     /* out */
+    FASTCE_SOFTMAX,     /* out: probabilities times grad_scale and grad_output */
     FASTCE_LOG_SOFTMAX, /* out */
     FASTCE_STATISTICS,  /* statistics, of logits with labels or without a target */
     FASTCE_OUTPUT_COUNT
@@ -114,6 +114,8 @@ typedef struct fastce_statistics {
     int64_t *rank;            /* number of logits that are greater than the label's */
     void *margin;             /* the label's logit minus the best other one */
     unsigned char *correct;   /* whether argmax is the label */
+    void *maximum;            /* m, the greatest logit; NaN where one is */
+    void *rest;               /* the sum of exp(x_k - m) but for one class at m; NaN where m is not finite */
 } fastce_statistics;
 
 /* Rows are numbered in C order of shape. For a row with sample weight s (1 without sample_weight),

@@ -249,7 +249,9 @@ static INLINE gradient gradient_of_row(const task *t, const rows *r, const resul
     const fastce_problem *q = t->problem;
     if (q->target_kind == FASTCE_NO_TARGET)
         return (gradient){
-            .factor = q->output == FASTCE_SOFTMAX ? 1 / (1 + s->rest[i]) : 1, .lowered = 1, .constant = NOTHING};
+            .factor = q->output == FASTCE_SOFTMAX ? (real)(r->grad_scale[i] * (double)(1 / (1 + s->rest[i]))) : 1,
+            .lowered = 1,
+            .constant = NOTHING};
     if (!t->needs_max && s->sound[i] != 0) {
         const double share = share_at_max(s->rest[i], 1 / (1 + s->rest[i]));
         return t->plain ? plain_gradient(plain_scale(t, r, s, i), share, s->rest[i]) : even_gradient(t, r, s, i, share);

@@ -243,6 +243,11 @@ static inline void prepare(call *c, const inputs *in, fastce_output output, cons
         }
         attach(&c->problem.out, &c->out);
     }
+    if (in->grad_output && (output == FASTCE_GRAD || output == FASTCE_SOFTMAX)) {
+        c->grad_output = lay_out(PAGES_GRAD_OUTPUT, w->logits, in->shape, 0, FASTCE_F64);
+        for (int64_t i = 0; i < n; i++) put_row(&c->grad_output, i, in->grad_output + i, 1);
+        attach(&c->problem.grad_output, &c->grad_output);
+    }
     if (!takes_target) return;
 
     c->problem.class_weight = in->class_weight;
@@ -275,11 +280,6 @@ static inline void prepare(call *c, const inputs *in, fastce_output output, cons
         c->sample_weight = lay_out(PAGES_WEIGHT, w->logits, in->shape, 0, FASTCE_F32);
         for (int64_t i = 0; i < n; i++) put_row(&c->sample_weight, i, in->sample_weight + i, 1);
         attach(&c->problem.sample_weight, &c->sample_weight);
-    }
-    if (in->grad_output && output == FASTCE_GRAD) {
-        c->grad_output = lay_out(PAGES_GRAD_OUTPUT, w->logits, in->shape, 0, FASTCE_F64);
-        for (int64_t i = 0; i < n; i++) put_row(&c->grad_output, i, in->grad_output + i, 1);
-        attach(&c->problem.grad_output, &c->grad_output);
     }
 }
 
