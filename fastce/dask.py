@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import dask
 import dask.array as da
 import numpy as np
+from dask.highlevelgraph import HighLevelGraph
 from dask.sizeof import sizeof
 
 import fastce
@@ -399,14 +400,14 @@ def _prepare(
     given = list(target) if sparse else [target]
     given = [part if isinstance(part, da.Array) else np.asarray(part) for part in given]
     by_row = scales.reduction == "none" and grad_output is not None
-    stand_ins = [_stand_in(part, logits) for part in given]
+    stand_ins = [_stand_in("target", part, logits, options.axis) for part in given]
     request = _inputs.loss_request(
-        _stand_in(logits, logits),
+        _like(logits),
         tuple(stand_ins) if sparse else stand_ins[0],
-        weight=_stand_in(weight, logits),
-        sample_weight=_stand_in(sample_weight, logits),
+        weight=_like(weight) if isinstance(weight, da.Array) else weight,
+        sample_weight=_stand_in("sample_weight", sample_weight, logits, options.axis),
         gradient=True,
-        grad_output=_stand_in(grad_output, logits) if by_row else grad_output,
+        grad_output=_stand_in("grad_output", grad_output, logits, options.axis) if by_row else grad_output,
         out=None,
         **scales._asdict(),
         **{name: value for name, value in options._asdict().items() if name not in ("backend", "num_threads")},
@@ -447,14 +448,28 @@ def _is_unknown(array: Any) -> bool:
     return any(math.isnan(size) for sizes in array.chunks for size in sizes)
 
 
-def _stand_in(array: Any, logits: Any) -> Any:
-    """Return what is like an array and takes no memory, with one row in place of an unknown number of them."""
-    if array is None or (not isinstance(array, da.Array) and not _is_unknown(logits)):
-        return array
-    shape = [1 if math.isnan(n) else n for n in np.shape(array)]
-    if _is_unknown(logits) and not isinstance(array, da.Array):
-        return array  # refused where it is cut
-    return np.broadcast_to(np.zeros((), array.dtype), shape)
+def _like(array: Any, expected: Sequence[float] = ()) -> Array:
+    """Return what is like an array, without memory; lengths that are unknown here or there are as expected, or 1."""
+    shape = list(array.shape)
+    for axis, length in enumerate(expected[: len(shape)]):
+        if math.isnan(length) or math.isnan(shape[axis]):
+            shape[axis] = length
+    return np.broadcast_to(np.zeros((), array.dtype), [1 if math.isnan(n) else int(n) for n in shape])
+
+
+def _stand_in(name: str, array: Any, logits: Any, axis: Any) -> Any:
+    """Return the same for an array that has the rows of the logits, and classes, or not."""
+    if isinstance(array, da.Array):
+        expected = list(logits.shape)
+        if array.ndim == logits.ndim - 1 and isinstance(axis, int) and -logits.ndim <= axis < logits.ndim:
+            del expected[axis]
+        return _like(array, expected)
+    if array is not None and _is_unknown(logits):
+        raise ValueError(
+            f"{name}: the sizes of the blocks of logits are unknown, so that only a dask array of as many blocks goes "
+            f"with them, got {type(array).__name__}"
+        )
+    return array
 
 
 def _whole(weight: Any) -> Any:
@@ -467,11 +482,6 @@ def _cut(name: str, array: Any, chunks: tuple[tuple[float, ...], ...]) -> Array:
     """Return the blocks of an array, cut like this."""
     unknown = any(math.isnan(size) for sizes in chunks for size in sizes)
     if not isinstance(array, da.Array):
-        if unknown:
-            raise ValueError(
-                f"{name}: the sizes of the blocks of logits are unknown, so that only a dask array of as many blocks "
-                f"goes with them, got {type(array).__name__}"
-            )
         array = da.from_array(np.asarray(array), chunks=chunks)
     elif unknown or _is_unknown(array):
         counts = tuple(len(sizes) for sizes in chunks)
@@ -488,16 +498,11 @@ def _cut(name: str, array: Any, chunks: tuple[tuple[float, ...], ...]) -> Array:
 
 def _assembled(blocks: dict[tuple[int, ...], Any], chunks: Sequence[Sequence[float]], dtype: np.dtype[Any]) -> Any:
     """Return the dask array that has these blocks."""
-
-    def part(*where: int) -> Any:
-        axis = len(where)
-        if axis == len(chunks):
-            shape = tuple(sizes[i] for sizes, i in zip(chunks, where, strict=True))
-            return da.from_delayed(blocks[where], shape, dtype)
-        parts = [part(*where, i) for i in range(len(chunks[axis]))]
-        return parts[0] if len(parts) == 1 else da.concatenate(parts, axis, allow_unknown_chunksizes=True)
-
-    return part()
+    name = f"fastce-{dask.base.tokenize([block.key for block in blocks.values()])}"
+    graph = {(name, *where): block.key for where, block in blocks.items()}
+    layers = HighLevelGraph.from_collections(name, graph, dependencies=list(blocks.values()))
+    meta = np.empty((0,) * len(chunks), dtype)
+    return da.Array(layers, name, tuple(map(tuple, chunks)), meta=meta)
 
 
 # --- what a task does -------------------------------------------------------------------------------------------------
