@@ -246,7 +246,7 @@ def test_bad_rows_have_their_place_in_the_whole(rng: np.random.Generator, chunks
     lazy = da.from_array(bad, chunks=logits.chunks[0])
     block = 17 // chunks[0]
     with pytest.raises(
-        IndexError, match=rf"label 30 at index \({17 - block * chunks[0]},\) .* in block \({block}, 0\)"
+        IndexError, match=rf"label 30 at index \({17 - block * chunks[0]},\) .* in block \({block}, \d\)"
     ):
         compute(fd.cross_entropy(logits[everything], lazy[everything]))
     with pytest.raises(IndexError, match=r"label 30 at index \(17,\) is out of range for 30 classes$"):
