@@ -12,7 +12,9 @@ import numbers
 import operator
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -598,6 +600,31 @@ def thread_count(name: str, value: Any) -> int:
     return count
 
 
+_ORIGIN: ContextVar[tuple[int, ...] | None] = ContextVar("fastce_origin", default=None)
+
+
+@contextmanager
+def origin(index: tuple[int, ...] | None) -> Iterator[None]:
+    """Let errors for bad rows count from here, where the logits of calls begin in some larger array."""
+    token = _ORIGIN.set(index)
+    try:
+        yield
+    finally:
+        _ORIGIN.reset(token)
+
+
+def _in_whole(index: tuple[int, ...], axis: int, *, listed: bool = False) -> tuple[int, ...]:
+    """Return an index of the logits, of lists, or one without the class axis, as it is in the larger array."""
+    start = _ORIGIN.get()
+    if start is None:
+        return index
+    if listed:
+        start = (*start[:axis], 0, *start[axis + 1 :])
+    if len(index) < len(start):
+        start = start[:axis] + start[axis + 1 :]
+    return tuple(i + first for i, first in zip(index, start, strict=True))
+
+
 def bad_row(request: Request, row: int) -> Exception:
     """Return the error for the row that a backend could not accept."""
     p = request.problem
@@ -605,12 +632,14 @@ def bad_row(request: Request, row: int) -> Exception:
     if p.labels is not None:
         label = int(p.labels[index])
         if label != p.ignore_index and not 0 <= label < p.n_classes:
-            return IndexError(f"target: label {label} at index {index} is out of range for {p.n_classes} classes")
+            at = _in_whole(index, request.axis)
+            return IndexError(f"target: label {label} at index {at} is out of range for {p.n_classes} classes")
     for name, weights in (("sample_weight", p.sample_weight), ("pos_weight", p.positive_weight), ("weight", p.factor)):
         if weights is not None:
             weight = weights[index].item()
             if not 0 <= weight < math.inf:
-                return ValueError(f"{name}: expected finite numbers >= 0, got {weight!r} at index {index}")
+                at = _in_whole(index, request.axis)
+                return ValueError(f"{name}: expected finite numbers >= 0, got {weight!r} at index {at}")
     if p.listed is not None and p.probabilities is not None:
         return _bad_list(request, index, p.listed[index], p.probabilities[index].astype(np.float64))
     if p.dense is not None:
@@ -619,6 +648,7 @@ def bad_row(request: Request, row: int) -> Exception:
         if wrong.any():
             k = int(wrong.argmax())
             at = index if p.kind.element_wise else (*index[: request.axis], k, *index[request.axis :])
+            at = _in_whole(at, request.axis)
             if p.largest_target == 1.0:
                 accepted = "numbers in [0, 1]"
             else:
@@ -632,7 +662,7 @@ def _bad_list(request: Request, index: tuple[int, ...], classes: Array, values: 
     """Return the error for a row whose list of classes and probabilities a backend could not accept."""
     p = request.problem
     for j in range(len(classes)):
-        at = (*index[: request.axis], j, *index[request.axis :])
+        at = _in_whole((*index[: request.axis], j, *index[request.axis :]), request.axis, listed=True)
         label, value = int(classes[j]), float(values[j])
         if label != -1 and not 0 <= label < p.n_classes:
             return IndexError(f"target: class {label} at index {at} is out of range for {p.n_classes} classes")
@@ -643,7 +673,9 @@ def _bad_list(request: Request, index: tuple[int, ...], classes: Array, values: 
     total = sum((float(value) for value, label in zip(values, classes, strict=True) if label != -1), 0.0)
     if total > p.most_listed:
         most = "that sum to at most 1" if p.spread_missing else f"whose sum is in the range of {p.real}"
-        return ValueError(f"target: expected probabilities {most}, got {total:.6g} at index {index}")
+        return ValueError(
+            f"target: expected probabilities {most}, got {total:.6g} at index {_in_whole(index, request.axis)}"
+        )
     return ValueError(f"target: row {index} changed while it was being read")
 
 

@@ -531,7 +531,7 @@ def _fill(parts: CrossEntropyPartial, block: _Block, shard: Shard, chosen: Chose
         spread, loss = _second_visit(block, shard, chosen, real)
         mass += spread
         distance += loss - _weighed(spread, np.log1p(r))
-    distance[nothing] = np.where(mass[nothing] > 0, np.inf, 0.0)
+    distance[nothing] = 0.0  # merging adds what a mass there is infinitely far from
     if parts.row_weight is not None:
         s = parts.row_weight[rows]
         mass *= s

@@ -107,6 +107,12 @@ def loss(request: Request, backend: str, num_threads: int | None) -> float | Arr
     return reduce(request, totals)
 
 
+def loss_and_weight(request: Request, backend: str, num_threads: int | None) -> tuple[float | Array, float]:
+    """Do the same, and return beside it what a mean divides by."""
+    totals = _run(choose(request.problem, backend, num_threads), request)
+    return _reduce(request, totals), totals.weight
+
+
 def loss_and_grad(request: Request, backend: str, num_threads: int | None) -> tuple[float | Array, Array]:
     """Do a problem whose output is the gradient; nothing is written before every row has been checked."""
     chosen = choose(request.problem, backend, num_threads)
