@@ -42,6 +42,7 @@ from fastce._probabilities import (
     nll_loss_with_grad,
 )
 from fastce._settings import use_backend
+from fastce._stored import StoredLogits, open_logits
 from fastce.errors import BackendUnavailableError
 
 __version__ = "0.1.0"
@@ -51,6 +52,7 @@ __all__ = [
     "Explanation",
     "LossAndGrad",
     "RowStatistics",
+    "StoredLogits",
     "available_backends",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
@@ -79,6 +81,7 @@ __all__ = [
     "mse_loss_with_grad",
     "nll_loss",
     "nll_loss_with_grad",
+    "open_logits",
     "row_statistics",
     "show_config",
     "softmax",
