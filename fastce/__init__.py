@@ -45,6 +45,7 @@ from fastce._probabilities import (
     nll_loss_with_grad,
 )
 from fastce._settings import use_backend
+from fastce._stored import StoredLogits, open_logits
 from fastce.errors import BackendUnavailableError
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ __all__ = [
     "LinearLossAndGrad",
     "LossAndGrad",
     "RowStatistics",
+    "StoredLogits",
     "available_backends",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
@@ -88,6 +90,7 @@ __all__ = [
     "mse_loss_with_grad",
     "nll_loss",
     "nll_loss_with_grad",
+    "open_logits",
     "partial_cross_entropy",
     "partial_cross_entropy_grad",
     "row_statistics",

@@ -109,8 +109,8 @@ def loss(request: Request, backend: str, num_threads: int | None) -> float | Arr
 
 def loss_and_weight(request: Request, backend: str, num_threads: int | None) -> tuple[float | Array, float]:
     """Do the same, and return beside it what a mean divides by."""
-    totals = _run(choose(request.problem, backend, num_threads), request)
-    return _reduce(request, totals), totals.weight
+    totals = run(request, choose(request.problem, backend, num_threads))
+    return reduce(request, totals), totals.weight
 
 
 def loss_and_grad(request: Request, backend: str, num_threads: int | None) -> tuple[float | Array, Array]:
