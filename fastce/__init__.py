@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastce._accumulator import CrossEntropyAccumulator, CrossEntropySummary
 from fastce._backends import available_backends
 from fastce._config import show_config
 from fastce._elementwise import (
@@ -30,6 +31,7 @@ from fastce._functions import (
     row_statistics,
     softmax,
 )
+from fastce._linear import LinearLossAndGrad, linear_cross_entropy, linear_cross_entropy_with_grad
 from fastce._partial import CrossEntropyPartial, partial_cross_entropy, partial_cross_entropy_grad
 from fastce._pipeline import Explanation
 from fastce._probabilities import (
@@ -43,16 +45,21 @@ from fastce._probabilities import (
     nll_loss_with_grad,
 )
 from fastce._settings import use_backend
+from fastce._stored import StoredLogits, open_logits
 from fastce.errors import BackendUnavailableError
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
+    "CrossEntropyAccumulator",
     "CrossEntropyPartial",
+    "CrossEntropySummary",
     "Explanation",
+    "LinearLossAndGrad",
     "LossAndGrad",
     "RowStatistics",
+    "StoredLogits",
     "available_backends",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
@@ -74,6 +81,8 @@ __all__ = [
     "get_library",
     "js_divergence",
     "kl_divergence",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_loss",
     "log_softmax",
     "logsumexp",
@@ -81,6 +90,7 @@ __all__ = [
     "mse_loss_with_grad",
     "nll_loss",
     "nll_loss_with_grad",
+    "open_logits",
     "partial_cross_entropy",
     "partial_cross_entropy_grad",
     "row_statistics",

@@ -539,7 +539,7 @@ def focal_loss(
     >>> round(fastce.focal_loss(logits, [1, 2], gamma=0), 4), round(fastce.cross_entropy(logits, [1, 2]), 4)
     (0.6365, 0.6365)
     """
-    request, focus = _inputs.focal_request(
+    request = _inputs.focal_request(
         logits,
         target,
         gamma=gamma,
@@ -551,7 +551,7 @@ def focal_loss(
         denominator=denominator,
         base=base,
     )
-    return _pipeline.focal_loss(request, focus, backend, num_threads)
+    return _pipeline.loss(request, backend, num_threads)
 
 
 def focal_loss_with_grad(
@@ -599,10 +599,6 @@ def focal_loss_with_grad(
     IndexError, TypeError, ValueError, BackendUnavailableError
         As for `cross_entropy`; nothing has been written then.
 
-    Notes
-    -----
-    The logits are read twice: the factor of a row is known from its cross entropy.
-
     Examples
     --------
     >>> import numpy as np
@@ -613,7 +609,7 @@ def focal_loss_with_grad(
     array([[ 0.024 , -0.036 ,  0.012 ],
            [ 0.12  ,  0.12  , -0.2399]])
     """
-    request, focus = _inputs.focal_request(
+    request = _inputs.focal_request(
         logits,
         target,
         gamma=gamma,
@@ -628,7 +624,7 @@ def focal_loss_with_grad(
         grad_output=grad_output,
         out=out,
     )
-    return LossAndGrad(*_pipeline.focal_loss_and_grad(request, focus, backend, num_threads))
+    return LossAndGrad(*_pipeline.loss_and_grad(request, backend, num_threads))
 
 
 def distillation_loss(

@@ -59,6 +59,8 @@ class Request(NamedTuple):
     """The array to hand back, laid out as the user's: the gradient or the probabilities."""
     target_name: str = "target"
     """What the caller calls the dense target."""
+    mean_has_class_weight: bool = True
+    """Whether the weight of a label's class is part of a mean's denominator."""
 
 
 def loss_request(
@@ -221,14 +223,75 @@ def shard_request(
     )
 
 
-class Focus(NamedTuple):
-    """What a focal loss makes of the cross entropy of each row."""
+class LinearGradients(NamedTuple):
+    """The arrays that receive the gradients of linear_cross_entropy, of the shapes of the user's arrays."""
 
-    gamma: float
-    row_weight: Array
-    """(rows,): float64, the sample weight times alpha of the label; 0 for rows that are ignored."""
-    total_weight: float
-    """Of the sample weights of rows that are not ignored: a mean's denominator."""
+    input: Array
+    linear_weight: Array
+    linear_bias: Array | None
+
+
+class LinearRequest(NamedTuple):
+    """A validated call of linear_cross_entropy."""
+
+    request: Request
+    """Its logits are a stand-in of their shape that takes no memory."""
+    input: Array
+    """(rows, features)."""
+    linear_weight: Array
+    """(classes, features)."""
+    linear_bias: Array | None
+    """(classes,)."""
+    grads: LinearGradients | None = None
+
+
+def linear_request(
+    input: Any,
+    linear_weight: Any,
+    target: Any,
+    *,
+    linear_bias: Any,
+    reduction: Any,
+    sample_weight: Any,
+    weight: Any,
+    gradient: bool = False,
+    grad_output: Any = None,
+    out: Any = None,
+    **options: Any,
+) -> LinearRequest:
+    """Validate a call of linear_cross_entropy, with ``gradient`` of its twin."""
+    x = _floating("input", input)
+    if x.ndim == 0:
+        raise ValueError("input: expected an array with a feature axis, got one of 0 dimensions")
+    positions, n_features = x.shape[:-1], x.shape[-1]
+    w = _floating("linear_weight", linear_weight)
+    if w.ndim != 2 or w.shape[1] != n_features:
+        raise ValueError(
+            f"linear_weight: expected shape (classes, {n_features}), its last axis as long as that of input, "
+            f"{x.shape}, got shape {w.shape}"
+        )
+    bias = None if linear_bias is None else _floating("linear_bias", linear_bias)
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise ValueError(
+            f"linear_bias: expected one number for each class, shape {w.shape[:1]}, got shape {bias.shape}"
+        )
+    parts = [array for array in (x, w, bias) if array is not None]
+    wide = any(_dtypes.name_of(array.dtype) == "float64" for array in parts)
+    logits = np.broadcast_to(np.zeros((), np.float64 if wide else np.float32), (*positions, len(w)))
+    request = loss_request(
+        logits, target, axis=-1, reduction=reduction, sample_weight=sample_weight, weight=weight, **options
+    )
+    n_rows = request.problem.n_rows
+    linear = LinearRequest(request, x.reshape(n_rows, n_features), w, bias)
+    if not gradient:
+        return linear
+    row_grad, factor = _grad_output(grad_output, reduction, positions)
+    request = request._replace(problem=replace(request.problem, grad_output=row_grad), grad_output=factor)
+    others: list[tuple[str, Any]] = [("input", x), ("linear_weight", w), ("linear_bias", bias)]
+    others += [("target", part) for part in (target if isinstance(target, tuple) else (target,))]
+    others += [("weight", weight), ("sample_weight", sample_weight), ("grad_output", grad_output)]
+    grads = _linear_gradients(out, parts, others)
+    return linear._replace(request=request, grads=LinearGradients(*grads, *[None] * (3 - len(grads))))
 
 
 def focal_request(
@@ -246,12 +309,8 @@ def focal_request(
     gradient: bool = False,
     grad_output: Any = None,
     out: Any = None,
-) -> tuple[Request, Focus]:
-    """Validate a call of focal_loss: cross entropy of each row, and what becomes of it.
-
-    Rows of weight 0 are ignored, the weights of others wait until each row's own cross entropy is known.
-    """
-    scales(reduction, denominator, base)
+) -> Request:
+    """Validate a call of focal_loss, or with ``gradient`` of its twin: cross entropy with a gamma, weighed by alpha."""
     request = loss_request(
         logits,
         target,
@@ -260,46 +319,26 @@ def focal_request(
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         label_smoothing=0.0,
-        reduction="none",
-        denominator=None,
+        reduction=reduction,
+        denominator=denominator,
         base=base,
         gradient=gradient,
-        grad_output=grad_output if reduction == "none" else None,
+        grad_output=grad_output,
         out=out,
     )
     problem = request.problem
     if problem.labels is None:
         raise ValueError(f"target: expected integer labels of shape {problem.positions}, got a dense target")
-    if gradient and reduction != "none":
-        request = request._replace(grad_output=_grad_output(grad_output, reduction, problem.positions)[1])
     exponent = _number("gamma", gamma, 0.0, math.inf, "a finite number >= 0")
-
-    labels = problem.labels.reshape(-1)
-    weights = np.ones(problem.n_rows)
-    if problem.sample_weight is not None:
-        weights *= problem.sample_weight.reshape(-1).astype(np.float64)
-        wrong = ~((weights >= 0) & (weights < math.inf))
-        if wrong.any():
-            raise bad_row(request, int(wrong.argmax()))
-    if problem.ignore_index is not None:
-        weights[labels == problem.ignore_index] = 0.0
-    total = float(weights.sum())
+    scale, class_weight = 1.0, None
     if alpha is not None:
-        weights *= _alpha_of_labels(alpha, labels, problem.n_classes)
-    kept = None if problem.sample_weight is None else problem.sample_weight != 0
-    return request._replace(
-        problem=replace(problem, sample_weight=kept), reduction=reduction, denominator=denominator
-    ), Focus(exponent, weights, total)
-
-
-def _alpha_of_labels(alpha: Any, labels: Array, n_classes: int) -> Array | float:
-    """Return each label's weight; that of a label which is out of range, or ignored, does not matter."""
-    array = _array("alpha", alpha)
-    if array.ndim == 0:
-        return _number("alpha", array, 0.0, math.inf, "a finite number >= 0, or one for each class")
-    weights = _class_weight(alpha, n_classes, "alpha")
-    inside = (labels >= 0) & (labels < n_classes)
-    return weights[np.where(inside, labels, 0).astype(np.intp)]
+        array = _array("alpha", alpha)
+        if array.ndim == 0:
+            scale = _number("alpha", array, 0.0, math.inf, "a finite number >= 0, or one for each class")
+        else:
+            class_weight = _class_weight(alpha, problem.n_classes, "alpha")
+    problem = replace(problem, gamma=exponent, target_scale=scale, class_weight=class_weight)
+    return request._replace(problem=problem, mean_has_class_weight=False)
 
 
 def distillation_request(
@@ -794,6 +833,20 @@ def _sparse_target(
     return _classes_last(indices, axis), _classes_last(probabilities, axis)
 
 
+def _linear_gradients(out: Any, by: list[Array], others: list[tuple[str, Any]]) -> list[Array]:
+    """Return the arrays that receive the gradients by some arrays: those of ``out``, checked, or new ones."""
+    if out is None:
+        return [np.empty(array.shape, array.dtype.newbyteorder("=")) for array in by]
+    if not isinstance(out, tuple) or len(out) != len(by):
+        got = f"{len(out)}" if isinstance(out, tuple) else type(out).__name__
+        raise TypeError(f"out: expected a tuple of {len(by)} arrays, as many as there are gradients, got {got}")
+    for n, (array, given) in enumerate(zip(out, by, strict=True)):
+        _check_out(array, given.shape, f"out[{n}]")
+        for name, other in [*others, *((f"out[{m}]", out[m]) for m in range(n))]:
+            _refuse_overlap(array, name, other, None, f"out[{n}]")
+    return [*out]
+
+
 def _ignore_index(value: Any, labels: Array | None) -> int | None:
     index = _integer("ignore_index", value, "an integer")
     if labels is None:
@@ -973,18 +1026,18 @@ def _out(out: Any, logits: Array, name: str = "logits") -> Array:
     return array
 
 
-def _check_out(out: Any, shape: tuple[int, ...]) -> Array:
+def _check_out(out: Any, shape: tuple[int, ...], name: str = "out") -> Array:
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
-    array = _array("out", out)
+        raise TypeError(f"{name}: expected a NumPy array, got {type(out).__name__}")
+    array = _array(name, out)
     if _dtypes.name_of(array.dtype) is None:
-        raise TypeError(f"out: expected {_dtypes.ACCEPTED}, got dtype {array.dtype}")
+        raise TypeError(f"{name}: expected {_dtypes.ACCEPTED}, got dtype {array.dtype}")
     if array.shape != shape:
-        raise ValueError(f"out: expected shape {shape}, got shape {array.shape}")
+        raise ValueError(f"{name}: expected shape {shape}, got shape {array.shape}")
     if not array.flags.writeable:
-        raise ValueError("out: expected a writable array, got a read-only one")
+        raise ValueError(f"{name}: expected a writable array, got a read-only one")
     if _may_overlap_itself(array):
-        raise ValueError(f"out: its elements share memory with one another (strides {array.strides})")
+        raise ValueError(f"{name}: its elements share memory with one another (strides {array.strides})")
     return out
 
 
@@ -998,7 +1051,7 @@ def _may_overlap_itself(array: Array) -> bool:
     return False
 
 
-def _refuse_overlap(out: Array, name: str, other: Any, values: str = "logits") -> None:
+def _refuse_overlap(out: Array, name: str, other: Any, values: str | None = "logits", own_name: str = "out") -> None:
     if other is None or isinstance(other, (int, float, list, tuple)):
         return
     array = _array(name, other)
@@ -1008,4 +1061,5 @@ def _refuse_overlap(out: Array, name: str, other: Any, values: str = "logits") -
         except (np.exceptions.TooHardError, OverflowError):
             shared = True  # not proved apart
         if shared:
-            raise ValueError(f"out: overlaps {name}; only {values} themselves may be overwritten, as a whole")
+            hint = "" if values is None else f"; only {values} themselves may be overwritten, as a whole"
+            raise ValueError(f"{own_name}: overlaps {name}{hint}")

@@ -24,13 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastce import _inputs, _pipeline
+from fastce import _blocks, _inputs, _pipeline
 from fastce._inputs import Shard
 from fastce._pipeline import Chosen
 from fastce._problem import Array, Output, Problem, Statistics
-
-BLOCK_BYTES = 8 << 20
-"""Logits and dense target of a block of rows that is visited twice: they fit a last-level cache."""
 
 
 class _Options(NamedTuple):
@@ -308,7 +305,7 @@ def partial_cross_entropy(
     problem = shard.request.problem
     n_rows, width = problem.n_rows, shard.logits.shape[-1]
     chosen = _pipeline.choose(Problem(Output.STATISTICS, shard.logits), backend, num_threads)
-    total_weight = _pipeline.scan(shard.request, chosen)
+    total_weight = _pipeline.check(shard.request, chosen).weight
     parts = CrossEntropyPartial(
         classes=((shard.start, shard.start + width),),
         maximum=np.empty(n_rows),
@@ -320,7 +317,7 @@ def partial_cross_entropy(
         options=_options(shard, label_smoothing, ignore_index),
     )
     with np.errstate(all="ignore"):
-        for block in _blocks(shard, parts.row_weight):
+        for block in _cut(shard, parts.row_weight):
             _fill(parts, block, shard, chosen)
     return parts
 
@@ -431,12 +428,12 @@ def partial_cross_entropy_grad(
     _refuse_difference(options, merged.options, "merged")
     _refuse_missing(merged, "merged")
     chosen = _pipeline.choose(Problem(Output.SOFTMAX, shard.logits, out=shard.out), backend, num_threads)
-    _pipeline.scan(shard.request, chosen)
+    _pipeline.check(shard.request, chosen)
     scale = np.full(part.maximum.size, _pipeline.grad_scale(shard.request, merged.weight))
     with np.errstate(all="ignore"):
         if shard.request.problem.grad_output is not None:
             scale *= shard.request.problem.grad_output.reshape(-1).astype(np.float64)
-        for block in _blocks(shard, part.row_weight):
+        for block in _cut(shard, part.row_weight):
             _write(_Rows.of(part, merged, scale, block.rows), block, shard, chosen)
     result: Array = shard.request.result
     return result
@@ -461,7 +458,7 @@ class _Block(NamedTuple):
     """(rows,): False where ignored; None where none is."""
 
 
-def _blocks(shard: Shard, row_weight: Array | None) -> Iterator[_Block]:
+def _cut(shard: Shard, row_weight: Array | None) -> Iterator[_Block]:
     """Cut a shard into blocks of rows: one alone where the target has mass on few classes."""
     problem = shard.request.problem
     n_rows = problem.n_rows
@@ -469,14 +466,14 @@ def _blocks(shard: Shard, row_weight: Array | None) -> Iterator[_Block]:
         return
     step = n_rows
     if problem.listed is not None:
-        step = max(1, BLOCK_BYTES // (8 * max(problem.listed.shape[-1], 1) ** 2))
+        step = max(1, _blocks.BLOCK_BYTES // (8 * max(problem.listed.shape[-1], 1) ** 2))
     if problem.dense is not None or shard.class_vector is not None:
         row_bytes = shard.logits.shape[-1] * (
             shard.logits.itemsize + (0 if problem.dense is None else problem.dense.itemsize)
         )
-        step = max(1, min(step, BLOCK_BYTES // row_bytes))
+        step = max(1, min(step, _blocks.BLOCK_BYTES // row_bytes))
     first = 0
-    for where in boxes(problem.positions, step):
+    for where in _blocks.boxes(problem.positions, step):
         logits = _of_block(shard.logits, where)
         rows = slice(first, first + math.prod(logits.shape[:-1]))
         first = rows.stop
@@ -490,19 +487,6 @@ def _of_block(array: Array, where: tuple[slice, ...]) -> Array:
     """Return an array's part, which has an axis of positions even where the whole has none."""
     part: Array = array[where] if where else array[None]
     return part
-
-
-def boxes(positions: tuple[int, ...], rows: int) -> Iterator[tuple[slice, ...]]:
-    """Cut an array of positions into boxes of about so many rows, each a run of rows in C order."""
-    if not positions:
-        yield ()
-        return
-    inside = math.prod(positions[1:])
-    step = max(1, rows // inside)
-    whole = [tuple(slice(0, n) for n in positions[1:])]
-    for i in range(0, positions[0], step):
-        for rest in boxes(positions[1:], rows) if inside > rows else whole:
-            yield (slice(i, min(i + step, positions[0])), *rest)
 
 
 def _listed(shard: Shard, where: tuple[slice, ...], kept: Array | None, n: int) -> tuple[Array, Array]:
@@ -575,7 +559,7 @@ def _second_visit(block: _Block, shard: Shard, chosen: Chosen, real: np.dtype[An
     problem = replace(problem, dense=block.dense, target_scale=p.target_scale, class_weight=p.class_weight)
     chosen.module.run(problem, chosen.num_threads)
     masses = np.empty(positions)
-    for few in boxes(positions, _few_rows(block.logits)):
+    for few in _blocks.boxes(positions, _few_rows(block.logits)):
         q = _q_of(block.dense[few].astype(np.float64), p.target_scale, p.class_weight, shard.class_vector)
         masses[few] = q.sum(axis=-1)
     if block.kept is not None:
@@ -688,7 +672,7 @@ def _subtract_target(to: Array, block: _Block, shard: Shard, scale: Array) -> No
     """Subtract the target's mass on every class, times what is one number a row, from what is in the logits' shape."""
     p = shard.request.problem
     weight, vector = (None if w is None else w.astype(to.dtype) for w in (p.class_weight, shard.class_vector))
-    for few in boxes(to.shape[:-1], _few_rows(to)):
+    for few in _blocks.boxes(to.shape[:-1], _few_rows(to)):
         by = scale[few].astype(to.dtype)
         if block.dense is not None:
             to[few] -= by * _q_of(block.dense[few].astype(to.dtype), p.target_scale, weight, vector)

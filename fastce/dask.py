@@ -628,7 +628,7 @@ def _weight_of(block: _Block) -> _Sums:
             base=None,
         )
         chosen = _pipeline.choose(request.problem, block.options.backend, block.options.num_threads)
-        return _Sums(0.0, _pipeline.scan(request, chosen))
+        return _Sums(0.0, _pipeline.check(request, chosen).weight)
 
 
 def _added(sums: list[_Sums]) -> _Sums:

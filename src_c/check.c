@@ -36,7 +36,11 @@ static fastce_status check_kind(const fastce_problem *q) {
     if (q->kind == FASTCE_LOGITS) {
         const bool given = q->softcap != 0 || (q->temperature != 0 && q->temperature != 1);
         const bool valid = q->temperature >= 0 && isfinite(q->temperature) && q->softcap >= 0 && isfinite(q->softcap);
-        if (given && (!valid || (q->output != FASTCE_LOSS && q->output != FASTCE_GRAD))) return FASTCE_BAD_ARGUMENT;
+        const bool focal = q->gamma != 0, labels_alone = q->target_kind == FASTCE_LABELS && !q->class_vector;
+        const bool fits = labels_alone && q->z_loss == 0 && !given && q->gamma > 0 && isfinite(q->gamma);
+        if (given && !valid) return FASTCE_BAD_ARGUMENT;
+        if (focal && !fits) return FASTCE_BAD_ARGUMENT;
+        if ((given || focal) && q->output != FASTCE_LOSS && q->output != FASTCE_GRAD) return FASTCE_BAD_ARGUMENT;
         return q->factor.data || q->positive_weight.data ? FASTCE_BAD_ARGUMENT : FASTCE_OK;
     }
     if (q->target_kind == FASTCE_SPARSE) return FASTCE_BAD_ARGUMENT;

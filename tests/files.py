@@ -86,7 +86,7 @@ BAD_NPY = {
     "structured": (npy(npy_header("(3,)", "[('a', '<f4'), ('b', '<i4')]"), ROWS), "structured"),
     "subarray": (npy(npy_header("(3,)", "('<f4', (2,))"), ROWS), "structured"),
     "raw bytes": (npy(npy_header("(3,)", "'|V8'"), ROWS), "does not hold numbers"),
-    "raw 2 bytes": (npy(npy_header("(2, 3)", "'|V2'"), ROWS), "say --dtype bfloat16"),
+    "raw 2 bytes": (npy(npy_header("(2, 3)", "'|V2'"), ROWS), "say dtype bfloat16"),
     "strings of no length": (npy(npy_header("(2, 3)", "'<U0'"), ROWS), "does not hold numbers"),
     "strings": (npy(npy_header("(2, 3)", "'<U1'"), ROWS), "expected float16"),
     "dates": (npy(npy_header("(3,)", "'<M8[s]'"), ROWS), "expected float16"),

@@ -14,8 +14,7 @@ import pytest
 import safetensors.numpy
 
 import fastce
-from fastce._cli import _score as score_module
-from fastce._cli import main
+from fastce._cli import _work, main
 from files import Array, npy, npy_header, write_safetensors
 from matrix import VARIANTS
 
@@ -25,7 +24,7 @@ N, C = 41, 13
 @pytest.fixture(params=[1, 1000, 4 << 20], ids="blocks of {}".format)
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row at a time, some rows at a time, everything at once."""
-    monkeypatch.setattr(score_module, "BLOCK_BYTES", request.param)
+    monkeypatch.setattr(_work, "BLOCK_BYTES", request.param)
 
 
 @pytest.fixture
@@ -289,7 +288,7 @@ def test_odd_shapes(shape: tuple[int, ...], score: Any, tmp_path: Path) -> None:
 
 def test_mean_over_blocks_is_exact(score: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses of very different size, a block for each."""
-    monkeypatch.setattr(score_module, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(_work, "BLOCK_BYTES", 1)
     gaps = np.concatenate([[1e15], np.full(4000, 0.1)])
     x = np.stack([np.zeros_like(gaps), -gaps], axis=1)
     x[1:, 1] = -700
@@ -319,7 +318,7 @@ def test_failure_leaves_the_output_alone(
     x: Array, y: Array, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error in the last block, a full disk, an interrupt: the old file is there, and no other."""
-    monkeypatch.setattr(score_module, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(_work, "BLOCK_BYTES", 100)
     arguments = ["score", *(str(tmp_path / name) for name in ("x.npy", "y.npy")), "--output", str(tmp_path / "z.npy")]
     (tmp_path / "z.npy").write_bytes(b"old")
     np.save(tmp_path / "x.npy", x)
@@ -367,8 +366,8 @@ def test_text(x: Array, y: Array, tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("size", [1, 2, 5, 12, 100])
 def test_boxes(shape: tuple[int, ...], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks are a partition of the rows in C order, none larger than asked for."""
-    monkeypatch.setattr(score_module, "BLOCK_BYTES", size)
+    monkeypatch.setattr(_work, "BLOCK_BYTES", size)
     rows = np.arange(math.prod(shape)).reshape(shape)
-    found = [rows[where].ravel() for where in score_module.blocks(shape, 1)]
+    found = [rows[where].ravel() for where in _work.blocks(shape, 1)]
     assert all(0 < len(part) <= size for part in found)
     assert np.concatenate([np.empty(0, int), *found]).tolist() == rows.ravel().tolist()

@@ -191,7 +191,7 @@ def test_axes(engine: Engine, rng: np.random.Generator, axis: int) -> None:
 
 def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     """Rows visited a few at a time, over axes that do not join."""
-    monkeypatch.setattr("fastce._partial.BLOCK_BYTES", 100)
+    monkeypatch.setattr("fastce._blocks.BLOCK_BYTES", 100)
     engine = Engine("cython", "portable")
     x = cases.normal(rng, (4, 5, 9), np.float32).transpose(1, 0, 2)
     y = cases.labels(rng, (5, 4), 9)

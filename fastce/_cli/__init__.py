@@ -2,7 +2,8 @@
 
 This module owns the options and how a command ends; each command is a module that is imported when it runs. Status 0
 is success, 1 answers that disagree or a comparison that found what it was to fail on, 2 anything a person can put right
-(one line on standard error), 130 an interrupt. An error that is none of these is a defect and keeps its traceback.
+(one line on standard error), 130 an interrupt, 143 a request to end. An error that is none of these is a defect and
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ from typing import Any, NoReturn
 
 import fastce
 from fastce import _backends
-from fastce._cli._console import CommandError, one_line
+from fastce._cli._console import CommandError, Terminated, one_line
 
 INTERRUPTED = 130
+TERMINATED = 143
 BROKEN_PIPE = 141
 
 SCORE_HELP = """\
-LOGITS and TARGET are .npy files, or FILE.safetensors:TENSOR. They are mapped into memory and read in blocks of rows,
-so they may be larger than it. TARGET holds integer labels (the shape of the logits without the class axis) or
-probabilities (the shape of the logits).
+LOGITS and TARGET are .npy, .safetensors, Zarr, Parquet or Arrow files, FILE:TENSOR where a file holds several arrays,
+or a quoted pattern of many files whose rows follow one another. They are read in blocks of rows, so they may be larger
+than memory. TARGET holds integer labels (the shape of the logits without the class axis) or probabilities (the shape of
+the logits).
 
-example:
+examples:
   fastce score logits.npy labels.npy --ignore-index 0 --base 2
   fastce score model.safetensors:logits labels.npy --output losses.npy --json
+  fastce score 'logits-*.npy' data.parquet:label --resume run.state
 """
 
 SCORE_OUTPUT = """
@@ -78,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status
         finally:
             sys.stdout.flush()
+    except Terminated:
+        return _end("terminated", TERMINATED)
     except KeyboardInterrupt:
         return _end("interrupted", INTERRUPTED)
     except BrokenPipeError:
@@ -124,6 +130,7 @@ def _add_score(commands: Any) -> None:
     add("--base", type=float, metavar="B", help="unit of the loss: 2 for bits (default: nats)")
     add("--dtype", choices=["bfloat16"], help="what the two-byte elements of a .npy file of logits are")
     add("--output", metavar="FILE", help="write the loss of each row to a .npy file")
+    add("--resume", metavar="STATE", help="keep what is done in this file, and go on from there after an interrupt")
     add("--json", action="store_true", help="print one JSON object")
     _add_engine(command)
     command.set_defaults(run=_run_score)

@@ -19,6 +19,10 @@ class CommandError(Exception):
     """What a person did wrong or cannot have, in a line; the command ends with status 2."""
 
 
+class Terminated(KeyboardInterrupt):
+    """The signal by which a system asks a process to end."""
+
+
 class Progress(Protocol):
     """What a progress bar is told."""
 

@@ -1,8 +1,8 @@
-"""``fastce score``: the loss of arrays on disk, in bounded memory.
+"""``fastce score``: the loss of arrays in files, in bounded memory.
 
 The whole arrays are validated at once, by the library's own front end, through stand-ins of their shape and dtype
-that take no memory. Then blocks of rows go through the backend that it chose, one after the other in C order, each
-visited while it is in cache: the objective, the plain loss where the options make the two differ, the accuracy.
+that take no memory. Then blocks of rows go through the backend that it chose (fastce/_cli/_work.py), and their results
+are added up here, written to the output, and saved from time to time where the run is to be resumable.
 """
 
 from __future__ import annotations
@@ -10,44 +10,44 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import secrets
+import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastce import _dtypes, _inputs, _pipeline
-from fastce._cli._console import CommandError, progress, si, table, threads
-from fastce._cli._files import Index, Source, open_array
-from fastce._problem import Array, Problem
-
-BLOCK_BYTES = 4 << 20
-"""Logits and dense target that are visited at a time: they fit a last-level cache, and make a call's cost vanish."""
-
-SURE = 0.69
-"""A row of smaller loss has more than half of its probability on the label: no other class comes near."""
+import fastce
+from fastce import _inputs, _pipeline
+from fastce._cli._console import CommandError, Terminated, progress, si, table, threads
+from fastce._cli._output import output_path, replacing
+from fastce._cli._resume import Saved, State, identity, partial_name
+from fastce._cli._work import BadRow, Job, Result
+from fastce._files import FileError, Source, open_array
+from fastce._problem import Array
+from fastce._stored import BLOCK_BYTES
 
 
 def score(options: argparse.Namespace) -> int:
     """Run the command."""
-    logits = open_array(options.logits, options.dtype == "bfloat16")
-    target = open_array(options.target)
-    weight = None if options.weight is None else open_array(options.weight)
-    job = _prepare(options, logits, target, weight)
-    if options.output is None:
-        result = _run(job, None)
-    else:
-        output = _output_path(options.output, [source.path for source in (logits, target, weight) if source])
-        with replacing(output) as file:
-            header = {"descr": job.problem.real.str, "fortran_order": False, "shape": job.problem.positions}
-            np.lib.format.write_array_header_1_0(file, header)
-            result = _run(job, file)
-    report = _report(options, job, result)
+    with _terminable():
+        logits = _opened(options.logits, options.dtype == "bfloat16")
+        target = _opened(options.target)
+        weight = None if options.weight is None else _opened(options.weight)
+        job = _prepare(options, logits, target, weight)
+        inputs = [path for source in (logits, target, weight) if source for path in source.files]
+        output = None if options.output is None else output_path("--output", options.output, inputs)
+        try:
+            if options.resume is not None:
+                result, seconds = _resumed(options, job, weight, output, inputs)
+            else:
+                result, seconds = _at_once(job, output)
+        except FileError as error:
+            raise CommandError(str(error)) from None
+    report = _report(options, job, result, seconds)
     if options.json:
         finite = {key: None if isinstance(x, float) and not math.isfinite(x) else x for key, x in report.items()}
         print(json.dumps(finite, allow_nan=False))
@@ -56,55 +56,160 @@ def score(options: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """What is to be done: a problem over stand-ins, and where their elements come from."""
-
-    request: _inputs.Request
-    chosen: _pipeline.Chosen
-    variant: str
-    logits: Source
-    target: Source
-
-    @property
-    def problem(self) -> Problem:
-        return self.request.problem
-
-    @property
-    def is_plain(self) -> bool:
-        """Tell whether the objective is the plain loss."""
-        return self.problem.class_weight is None and self.problem.class_vector is None
-
-    def block(self, where: tuple[slice, ...]) -> Problem:
-        """Return the problem of some rows."""
-        axis = self.request.axis
-        index: Index = (*where[:axis], slice(None), *where[axis:])
-        logits = np.moveaxis(self.logits.read(index), axis, -1)
-        values = np.empty(math.prod(logits.shape[:-1]), self.problem.real)
-        if self.problem.labels is not None:
-            return replace(self.problem, logits=logits, labels=self.target.read(where), row_values=values)
-        dense = np.moveaxis(self.target.read(index), axis, -1)
-        return replace(self.problem, logits=logits, dense=dense, row_values=values)
-
-    def run(self, problem: Problem, first_row: int) -> tuple[float, float]:
-        """Do a block: fill its row_values and return the sum of the losses and the weight of the rows."""
-        totals = self.chosen.module.run(problem, self.chosen.num_threads)
-        if totals.bad_row >= 0:
-            raise self.bad_row(problem, totals.bad_row, first_row + totals.bad_row)
-        return totals.loss, totals.weight
-
-    def bad_row(self, problem: Problem, row: int, global_row: int) -> CommandError:
-        """Return the library's own message for a row of a block, with its place in the whole."""
-        at = tuple(np.unravel_index(row, problem.positions))
-        whole = self.problem
-        if problem.labels is not None:
-            whole = replace(whole, labels=np.broadcast_to(problem.labels[at], whole.positions))
-        elif problem.dense is not None:
-            whole = replace(whole, dense=np.broadcast_to(problem.dense[at], whole.logits.shape))
-        return CommandError(str(_inputs.bad_row(self.request._replace(problem=whole), global_row)))
+def _opened(spec: str, bfloat16: bool = False) -> Source:
+    try:
+        return open_array(spec, bfloat16)
+    except (FileError, ImportError) as error:
+        raise CommandError(str(error)) from None
 
 
-def _prepare(options: argparse.Namespace, logits: Source, target: Source, weight: Source | None) -> _Job:
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the work as an interrupt does, so that nothing is left behind and the state is saved."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(*arguments: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _at_once(job: Job, output: Path | None) -> tuple[Result, float]:
+    run = _Run(job, Saved())
+    if output is None:
+        run.go()
+    else:
+        with replacing(output) as file:
+            run.start_output(file)
+            run.go()
+    return run.saved.result, run.saved.seconds
+
+
+def _resumed(
+    options: argparse.Namespace, job: Job, weight: Source | None, output: Path | None, inputs: list[Path]
+) -> tuple[Result, float]:
+    """Go on where another run has ended, or begin; whatever ends this one, the next may go on."""
+    path = output_path("--resume", options.resume, inputs)
+    if path == output:
+        raise CommandError(f"--resume {options.resume}: is the output")
+    state = State(path, _made_of(options, job, weight, output))
+    found = state.load()
+    if found is None:
+        partial = None if output is None else partial_name()
+        run = _Run(job, Saved(partial=partial), state)
+    else:
+        if not job.begins_block(found.result.rows):
+            raise CommandError(f"--resume {options.resume}: damaged: {found.result.rows} rows are no number of blocks")
+        run = _Run(job, found, state)
+    if output is None:
+        _go_or_discard(run, [path])
+        return run.saved.result, run.saved.seconds
+    unfinished = output.with_name(str(run.saved.partial))
+    is_done = found is not None and found.result.rows == job.problem.n_rows
+    if is_done and not unfinished.exists() and output.is_file() and output.stat().st_size == run.saved.written:
+        return run.saved.result, run.saved.seconds
+    if found is not None and not (unfinished.is_file() and unfinished.stat().st_size >= found.written):
+        raise CommandError(
+            f"--resume {options.resume}: {unfinished} is not there as it was left; delete the state to begin again"
+        )
+    with unfinished.open("xb" if found is None else "r+b") as file:
+        if found is None:
+            run.start_output(file)
+        else:
+            file.truncate(found.written)
+            file.seek(found.written)
+            run.output = file
+        _go_or_discard(run, [path, unfinished])
+    unfinished.replace(output)
+    return run.saved.result, run.saved.seconds
+
+
+def _go_or_discard(run: _Run, leftovers: list[Path]) -> None:
+    """Do the work; where the input is to blame, a state of it is of no use to anybody."""
+    try:
+        run.go()
+    except BadRow:
+        for path in leftovers:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _made_of(options: argparse.Namespace, job: Job, weight: Source | None, output: Path | None) -> dict[str, Any]:
+    """Return what a result depends on, and what its output is called."""
+    return {
+        "LOGITS": identity(job.logits),
+        "TARGET": identity(job.target),
+        "--weight": identity(weight),
+        "--axis": job.request.axis,
+        "--ignore-index": options.ignore_index,
+        "--label-smoothing": options.label_smoothing,
+        "--base": options.base,
+        "--dtype": options.dtype,
+        "--output": None if output is None else str(output),
+        "backend": f"{job.chosen.name} ({job.variant})",
+        "version": f"fastce {fastce.__version__}, blocks of {BLOCK_BYTES}",
+    }
+
+
+class _Run:
+    """The work: what has been found so far, and where it goes."""
+
+    def __init__(self, job: Job, saved: Saved, state: State | None = None) -> None:
+        self.job = job
+        self.saved = saved
+        self.state = state
+        self.output: BinaryIO | None = None
+
+    def start_output(self, file: BinaryIO) -> None:
+        """Begin an output in an empty file."""
+        problem = self.job.problem
+        header = {"descr": problem.real.str, "fortran_order": False, "shape": problem.positions}
+        np.lib.format.write_array_header_1_0(file, header)
+        self.output = file
+        self.saved = self.saved._replace(written=file.tell())
+
+    def go(self) -> None:
+        """Do what is left to do."""
+        if self.state is not None:
+            self.state.save(self.saved, self.output)
+        try:
+            self._add_all()
+        finally:
+            if self.state is not None:
+                self.state.save(self.saved, self.output)
+
+    def _add_all(self) -> None:
+        before, start = self.saved.seconds, time.perf_counter()
+        with (
+            progress(self.job.problem.n_rows, "rows") as bar,
+            closing(self.job.found(self.saved.result.rows)) as found_blocks,
+        ):
+            bar.update(self.saved.result.rows)
+            for found in found_blocks:
+                written = self.saved.written
+                if self.output is not None:
+                    self.output.write(found.values.data)
+                    written += found.values.nbytes
+                # One step, so that an interrupt finds a block in it or not.
+                self.saved = self.saved._replace(
+                    result=self.saved.result.plus(found), seconds=before + time.perf_counter() - start, written=written
+                )
+                bar.update(found.rows)
+                if self.state is not None and self.state.due():
+                    self.state.save(self.saved, self.output)
+        self.saved = self.saved._replace(seconds=before + time.perf_counter() - start)
+
+
+def _prepare(options: argparse.Namespace, logits: Source, target: Source, weight: Source | None) -> Job:
+    for source in (logits, target):
+        if source.by_rows and len(source.shape) > 1 and options.axis in (0, -len(source.shape)):
+            raise CommandError(f"{source.name}: is read by rows, so the class axis cannot be the first")
     try:
         request = _inputs.loss_request(
             _stand_in(logits),
@@ -126,7 +231,7 @@ def _prepare(options: argparse.Namespace, logits: Source, target: Source, weight
         if logits.dtype.kind in "iu" and logits.itemsize == 2:
             hint = "; if they are the bits of bfloat16, say --dtype bfloat16"
         raise CommandError(f"{error}{hint}") from None
-    return _Job(request, chosen, variant, logits, target)
+    return Job(request, chosen, variant, logits, target)
 
 
 def _stand_in(source: Source) -> Array:
@@ -138,121 +243,7 @@ def _class_weight(source: Source) -> Array:
     return source.read((...,)) if len(source.shape) == 1 else _stand_in(source)
 
 
-@dataclass
-class _Sum:
-    """A compensated sum (Neumaier's): exact to float64's rounding for any number of blocks."""
-
-    total: float = 0.0
-    lost: float = 0.0
-
-    def add(self, x: float) -> None:
-        total = self.total + x
-        large, small = (self.total, x) if abs(self.total) >= abs(x) else (x, self.total)
-        self.lost += (large - total) + small if math.isfinite(total) else 0.0
-        self.total = total
-
-    @property
-    def value(self) -> float:
-        return self.total + self.lost
-
-
-@dataclass
-class _Result:
-    """What has been found so far."""
-
-    loss: _Sum = field(default_factory=_Sum)
-    weight: _Sum = field(default_factory=_Sum)
-    plain_loss: _Sum = field(default_factory=_Sum)
-    right: int = 0
-    ignored: int = 0
-    seconds: float = 0.0
-
-
-def _run(job: _Job, output: BinaryIO | None) -> _Result:
-    problem = job.problem
-    result = _Result()
-    row_bytes = problem.n_classes * (job.logits.itemsize + (0 if problem.dense is None else job.target.itemsize))
-    first_row = 0
-    start = time.perf_counter()
-    with progress(problem.n_rows, "rows") as bar:
-        for where in blocks(problem.positions, row_bytes):
-            block = job.block(where)
-            loss, weight = job.run(block, first_row)
-            result.loss.add(loss)
-            result.weight.add(weight)
-            if output is not None:
-                output.write((block.row_values / problem.real.type(job.request.unit)).data)
-            if not job.is_plain:
-                block = replace(block, target_scale=1.0, class_weight=None, class_vector=None)
-                loss, _ = job.run(block, first_row)
-            result.plain_loss.add(loss)
-            _count(block, result)
-            first_row += block.n_rows
-            bar.update(block.n_rows)
-    result.seconds = time.perf_counter() - start
-    return result
-
-
-def blocks(positions: tuple[int, ...], row_bytes: int) -> Iterator[tuple[slice, ...]]:
-    """Cut an array of positions into boxes of about BLOCK_BYTES, each a run of rows in C order."""
-    if 0 in positions:
-        return
-    rows = max(1, BLOCK_BYTES // row_bytes)
-    yield from _boxes(positions, rows)
-
-
-def _boxes(shape: tuple[int, ...], rows: int) -> Iterator[tuple[slice, ...]]:
-    if not shape:
-        yield ()
-        return
-    inside = math.prod(shape[1:])
-    step = max(1, rows // inside)
-    for i in range(0, shape[0], step):
-        part = slice(i, min(i + step, shape[0]))
-        for rest in _boxes(shape[1:], rows) if inside > rows else [tuple(slice(0, n) for n in shape[1:])]:
-            yield (part, *rest)
-
-
-def _count(block: Problem, result: _Result) -> None:
-    """Count ignored rows, and those whose first largest logit is the label's (of a dense target, the largest's).
-
-    The loss decides for most rows, the maximum for most others; only where the label reaches it is there a tie to
-    look for. A row whose loss is NaN is not right.
-    """
-    if block.row_values is None or block.n_rows == 0:
-        return
-    loss = block.row_values.reshape(block.positions)
-    ignored = np.zeros(block.positions, dtype=bool)
-    if block.labels is not None:
-        if block.ignore_index is not None:
-            ignored = block.labels == block.ignore_index
-        labels = np.where(ignored, 0, block.labels).astype(np.intp)
-    elif block.dense is not None:
-        labels = _ordered(block.dense).argmax(axis=-1)
-    right = np.asarray(loss < SURE) if block.dense is None else np.zeros(block.positions, dtype=bool)
-    logits = _ordered(block.logits)
-    with np.errstate(all="ignore"):
-        top = logits.max(axis=-1)
-    at_label = np.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    maybe = (at_label == top) & ~(right | ignored | np.isnan(loss))
-    right[maybe] = logits[maybe].argmax(axis=-1) == labels[maybe]
-    result.ignored += int(ignored.sum())
-    result.right += int((right & ~ignored).sum())
-
-
-def _ordered(x: Array) -> Array:
-    """Return numbers in the order of x, NaN apart, that NumPy compares fast: of 16-bit floats their bits."""
-    if x.dtype.itemsize != 2 or _dtypes.name_of(x.dtype) is None:
-        return x
-    bits = x.astype(x.dtype.newbyteorder("="), copy=False).view(np.int16)
-    sign = bits >> 15
-    key: Array = bits & 0x7FFF
-    key ^= sign
-    key -= sign  # sign and magnitude to two's complement: -0 is 0
-    return key
-
-
-def _report(options: argparse.Namespace, job: _Job, result: _Result) -> dict[str, Any]:
+def _report(options: argparse.Namespace, job: Job, result: Result, seconds: float) -> dict[str, Any]:
     """Return the findings by name, in the order in which they are printed."""
     rows = job.problem.n_rows
     counted = rows - result.ignored
@@ -271,9 +262,9 @@ def _report(options: argparse.Namespace, job: _Job, result: _Result) -> dict[str
         "accuracy": result.right / counted if counted else math.nan,
         "rows": rows,
         "ignored_rows": result.ignored,
-        "seconds": result.seconds,
-        "logits_per_second": job.problem.logits.size / result.seconds,
-        "gb_per_second": read / result.seconds / 1e9,
+        "seconds": seconds,
+        "logits_per_second": job.problem.logits.size / seconds,
+        "gb_per_second": read / seconds / 1e9,
     }
     return report if options.output is None else report | {"output": options.output}
 
@@ -303,28 +294,3 @@ def _exp(x: float) -> float:
         return math.exp(x)
     except OverflowError:
         return math.inf
-
-
-def _output_path(name: str, inputs: list[Path]) -> Path:
-    """Return where a link leads; refuse what must not be replaced by a file."""
-    path = Path(name).resolve()
-    if path.exists():
-        if not path.is_file():
-            raise CommandError(f"--output {name}: exists and is not a regular file")
-        if any(path.samefile(other) for other in inputs):
-            raise CommandError(f"--output {name}: is one of the inputs")
-    return path
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file beside the path, and put it in its place when it is complete; else leave nothing."""
-    temporary = path.with_name(f".fastce-{secrets.token_hex(6)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -124,8 +124,9 @@ typedef struct fastce_statistics {
  *     sparse   the same with target_k the sum of the probabilities of entries k of the row's list, -1 being no entry; and
  *              with spread_missing, for classes without an entry, their parts of what the sum of all lacks to 1
  * and z = s * z_loss, the loss of an element-wise kind being multiplied by s * factor in all. With temperature or softcap
- * LOGITS x stand for softcap * tanh(x / temperature / softcap), and the gradient is that of x. A row whose label is
- * ignore_index, or whose sample weight is 0, is ignored: its logits are not read, its row value and its gradient are 0. */
+ * LOGITS x stand for softcap * tanh(x / temperature / softcap), and the gradient is that of x. With gamma a row of LOGITS
+ * that costs q_label * c, c = -log(p), costs q_label * (1 - p)^gamma * c: with labels, and without class_vector, z_loss,
+ * temperature and softcap. A row whose label is ignore_index, or whose sample weight is 0, is ignored: its logits are not read, its row value and its gradient are 0. */
 typedef struct fastce_problem {
     fastce_output output;
     fastce_target target_kind;
@@ -148,7 +149,7 @@ typedef struct fastce_problem {
     fastce_kind kind;     /* other than LOGITS: output LOSS or GRAD, for divergences LOSS */
     double clip;          /* probabilities are taken as at least this and at most 1 - clip; 0 for none */
     double temperature;   /* of TEACHER, and of LOGITS where neither 0 nor 1 */
-    double gamma;         /* of BINARY_LOGITS */
+    double gamma;         /* of BINARY_LOGITS; and of LOGITS with labels alone, a focal loss: see above */
     double positive;      /* of the binary kinds, where positive_weight multiplies it */
     double negative;
     fastce_array factor; /* any dtype, optional, of element-wise kinds: a weight that totals.weight leaves out */

@@ -45,8 +45,8 @@ static inline void check_gradient(const inputs *in, const answer *a, const outpu
     long double off_want = 0;
     for (int64_t i = 0; i < in->n_rows * classes; i++) {
         const answer_row *row = &a->rows[i / classes];
-        double bound = grad_bound(row, a->p[i], a->q[i], a->grad[i], f) * fabs((double)row->scale);
-        long double want = a->grad[i] * row->scale;
+        double bound = grad_bound(row, a->p[i], a->q[i], a->grad[i], a->slope[i], f) * fabs((double)row->scale);
+        long double want = a->grad[i] * a->slope[i] * row->scale;
         if (!within(o->out[i], want, bound, stored, &worst.grad)) off = i, off_want = want;
     }
     check(off < 0, "%s: class %lld of row %lld is %.17g, not %.17Lg", describe("gradient", name, in, w),

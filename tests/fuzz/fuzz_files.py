@@ -1,7 +1,7 @@
 """Fuzzes the readers of `.npy` and `.safetensors`: valid files, spoiled at random, must be read or be refused in words.
 
 A mutational driver of our own: nothing to install, and the formats are a header and bytes. A finding (an exception that
-is no CommandError or OSError) is written to `findings`, whose files test_fuzz_findings.py reads on every run.
+is no FileError or OSError) is written to `findings`, whose files test_fuzz_findings.py reads on every run.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastce._cli import _files
-from fastce._cli._console import CommandError
+from fastce._files import FileError, open_array
 
 FINDINGS = Path(__file__).with_name("findings")
 NUMBERS = [b"-1", b"0", b"1", b"18446744073709551616", b"9223372036854775807", b"1e400", b"NaN", b"4294967295", b"1.5"]
@@ -85,8 +84,8 @@ def spoil(data: bytes, rng: random.Random) -> bytes:
 def read_all(path: Path, bfloat16: bool) -> bool:
     """Read a file as `fastce score` would; tell whether it was accepted."""
     try:
-        source = _files.open_array(str(path), bfloat16)
-    except (CommandError, OSError):
+        source = open_array(str(path), bfloat16)
+    except (FileError, OSError):
         return False
     if len(source.shape) and 0 not in source.shape:
         source.read((slice(0, 2),)).sum(dtype=np.float64)
