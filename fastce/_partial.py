@@ -27,7 +27,7 @@ import numpy as np
 from fastce import _blocks, _inputs, _pipeline
 from fastce._inputs import Shard
 from fastce._pipeline import Chosen
-from fastce._problem import Array, Kind, Output, Problem, Statistics
+from fastce._problem import Array, Output, Problem, Statistics
 
 
 class _Options(NamedTuple):
@@ -558,11 +558,13 @@ def _second_visit(block: _Block, shard: Shard, chosen: Chosen, real: np.dtype[An
         return np.where(True if block.kept is None else block.kept, total, 0.0), losses.astype(np.float64)
     problem = replace(problem, dense=block.dense, target_scale=p.target_scale, class_weight=p.class_weight)
     chosen.module.run(problem, chosen.num_threads)
-    masses = np.empty(n)
-    ones = np.broadcast_to(np.float64(-1.0), block.logits.shape)
-    problem = replace(problem, logits=ones, kind=Kind.LOG_PROBABILITIES, row_values=masses)
-    chosen.module.run(problem, chosen.num_threads)
-    return masses, losses.astype(np.float64)
+    masses = np.empty(positions)
+    for few in _blocks.boxes(positions, _few_rows(block.logits)):
+        q = _q_of(block.dense[few].astype(np.float64), p.target_scale, p.class_weight, shard.class_vector)
+        masses[few] = q.sum(axis=-1)
+    if block.kept is not None:
+        masses[~block.kept.reshape(positions)] = 0.0
+    return masses.reshape(n), losses.astype(np.float64)
 
 
 class _Rows(NamedTuple):
@@ -630,19 +632,19 @@ def _write(g: _Rows, block: _Block, shard: Shard, chosen: Chosen) -> None:
     s = np.ones(g.mass.size) if g.s is None else g.s
     listed, listed_logits = block.listed, _gathered(block.logits, block.listed)
     everywhere = block.dense is not None or shard.class_vector is not None
+    real = shard.request.problem.real
     # In a dtype with few bits probabilities are not stored before the target is subtracted.
-    to = np.empty(block.logits.shape, shard.request.problem.real) if everywhere else out
+    to = np.empty(block.logits.shape, real) if everywhere and out.dtype != real else out
     at_top = np.empty(0, np.intp)
     if everywhere:
         (at_top,) = np.nonzero(g.reached)
-        place = block.logits[np.unravel_index(at_top, positions)].astype(to.dtype).argmax(axis=-1)
+        place = block.logits[np.unravel_index(at_top, positions)].astype(real).argmax(axis=-1)
     problem = Problem(Output.SOFTMAX, block.logits, out=to, grad_output=g.factor.reshape(positions))
     chosen.module.run(problem, chosen.num_threads)
     if g.empty.any():
         to[g.empty.reshape(positions)] = 0
     if everywhere:
-        q = _spread(block, shard, to.dtype)
-        to -= (g.scale * s).astype(to.dtype).reshape(*positions, 1) * q
+        _subtract_target(to, block, shard, (g.scale * s).reshape(*positions, 1))
         rows = g.take(at_top)
         q_top = s[at_top] * _q_at(block, shard, at_top, place)
         values = rows.at(rows.top[:, None], q_top[:, None])[:, 0]
@@ -666,19 +668,35 @@ def _index(rows: Array, classes: Array, positions: tuple[int, ...]) -> tuple[Arr
     return (*np.unravel_index(rows, positions), classes)
 
 
-def _spread(block: _Block, shard: Shard, real: np.dtype[Any]) -> Array:
-    """Return what the target has on every class, over s, of the shape of the logits or one that spreads over it."""
+def _subtract_target(to: Array, block: _Block, shard: Shard, scale: Array) -> None:
+    """Subtract the target's mass on every class, times what is one number a row, from what is in the logits' shape."""
     p = shard.request.problem
-    q: Any = 0.0
-    if block.dense is not None:
-        q = block.dense.astype(real)
-        if p.target_scale != 1.0 or p.class_weight is not None:
-            w = np.ones(q.shape[-1]) if p.class_weight is None else p.class_weight
-            q *= (p.target_scale * w).astype(real)
-    if shard.class_vector is not None:
-        q = q + shard.class_vector.astype(real)
-    result: Array = q
-    return result
+    weight, vector = (None if w is None else w.astype(to.dtype) for w in (p.class_weight, shard.class_vector))
+    for few in _blocks.boxes(to.shape[:-1], _few_rows(to)):
+        by = scale[few].astype(to.dtype)
+        if block.dense is not None:
+            to[few] -= by * _q_of(block.dense[few].astype(to.dtype), p.target_scale, weight, vector)
+        elif vector is not None:
+            to[few] -= by * vector
+
+
+def _q_of(dense: Array, scale: float, weight: Array | None, vector: Array | None) -> Array:
+    """Return q / s of a dense target, in its place."""
+    if weight is not None:
+        dense *= weight * weight.dtype.type(scale)
+    elif scale != 1.0:
+        dense *= dense.dtype.type(scale)
+    if vector is not None:
+        dense += vector
+    return dense
+
+
+FEW_BYTES = 1 << 20
+"""Of float64 in rows that NumPy works on at a time: they and what is made of them stay in cache."""
+
+
+def _few_rows(array: Array) -> int:
+    return max(1, FEW_BYTES // (8 * int(array.shape[-1])))
 
 
 def _q_at(block: _Block, shard: Shard, rows: Array, classes: Array) -> Array:

@@ -11,6 +11,7 @@ when the graph is made, but for what only a visit of the rows can tell.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +27,12 @@ from dask.sizeof import sizeof
 
 import fastce
 from fastce import _inputs, _pipeline
+from fastce._accumulator import CrossEntropyAccumulator
 from fastce._functions import LossAndGrad
 from fastce._partial import CrossEntropyPartial
 from fastce._problem import Array
 
-__all__ = ["cross_entropy", "cross_entropy_with_grad"]
+__all__ = ["accumulate", "cross_entropy", "cross_entropy_with_grad"]
 
 
 def _size_of_partial(part: CrossEntropyPartial) -> int:
@@ -224,6 +226,72 @@ def cross_entropy_with_grad(
             values[row], grads[job.place(row, 0)] = both[0], both[1]
     grad = _assembled(grads, job.logits.chunks, job.logits.dtype.newbyteorder("="))
     return LossAndGrad(job.reduced(values, total), grad)
+
+
+def accumulate(
+    logits: Any,
+    target: Any,
+    *,
+    axis: int = -1,
+    weight: Any = None,
+    sample_weight: Any = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    temperature: float | None = None,
+    softcap: float | None = None,
+    spread_missing: bool = False,
+    base: float | None = None,
+    backend: str = "auto",
+    num_threads: int = 1,
+    split_every: int = 8,
+) -> Any:
+    """An evaluation of dask arrays: loss, perplexity, accuracy and standard error, when it is asked for.
+
+    Parameters
+    ----------
+    logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, temperature, softcap
+        As for `cross_entropy`, but that all classes of a row must be in one block.
+    spread_missing, base, backend, num_threads, split_every
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    dask.delayed.Delayed
+        Of a `fastce.CrossEntropyAccumulator`, which has seen each block, and whose ``compute`` says what was found.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `cross_entropy`; also where classes are in more than one block.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> import numpy as np
+    >>> import fastce.dask
+    >>> logits = da.from_array(np.log([[0.2, 0.7, 0.1], [0.3, 0.3, 0.4]]), chunks=(1, 3))
+    >>> seen = fastce.dask.accumulate(logits, np.array([1, 2])).compute()
+    >>> summary = seen.compute()
+    >>> round(summary.loss, 4), summary.accuracy, summary.count
+    (0.6365, 1.0, 2)
+    """
+    options = _Options(
+        axis=axis,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        temperature=temperature,
+        softcap=softcap,
+        spread_missing=spread_missing,
+        backend=backend,
+        num_threads=num_threads,
+    )
+    job = _prepare(logits, target, weight, sample_weight, options, _Scales("mean", None, base), split_every)
+    if job.sharded:
+        where = {job.options.axis: -1}
+        raise ValueError(f"logits: all classes must be in one block; rechunk({where}) does that")
+    return job.tree(_seen_together, [_later(_seen, job.block(row), base) for row in job.rows()])
 
 
 # --- what is to be done -----------------------------------------------------------------------------------------------
@@ -629,6 +697,21 @@ def _weight_of(block: _Block) -> _Sums:
         )
         chosen = _pipeline.choose(request.problem, block.options.backend, block.options.num_threads)
         return _Sums(0.0, _pipeline.check(request, chosen).weight)
+
+
+def _seen(block: _Block, base: float | None) -> CrossEntropyAccumulator:
+    arguments = _arguments(block, *_OF_LOSSES, *_OF_CALLS)
+    sample_weight = arguments.pop("sample_weight")
+    seen = CrossEntropyAccumulator(base=base, **arguments)
+    with _placed(block):
+        return seen.update(block.logits, block.target_given, sample_weight=sample_weight)
+
+
+def _seen_together(seen: list[CrossEntropyAccumulator]) -> CrossEntropyAccumulator:
+    whole = copy.deepcopy(seen[0])  # what a task returned stays as it was, for others and for another try
+    for other in seen[1:]:
+        whole.merge(other)
+    return whole
 
 
 def _added(sums: list[_Sums]) -> _Sums:

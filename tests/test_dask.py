@@ -125,6 +125,24 @@ def test_axes(rng: np.random.Generator, axis: int) -> None:
     agree(x[0, 0], np.array(4), one, np.array(4))
 
 
+@pytest.mark.parametrize("chunks", [(24, 30), (7, 30), (1, 30)], ids=str)
+def test_accumulate(rng: np.random.Generator, chunks: Any) -> None:
+    """The summary of all blocks is that of the whole, and errors have their place."""
+    x, y = data(rng)
+    logits, weights = da.from_array(x, chunks=chunks), rng.random(24)
+    options = {"weight": np.linspace(0.5, 2.0, 30), "label_smoothing": 0.1, "base": 2.0, "temperature": 2.0}
+    want = fastce.CrossEntropyAccumulator(**options).update(x, y, sample_weight=weights).compute()
+    lazy = fd.accumulate(logits, y, sample_weight=weights, split_every=2, **options)
+    for _ in range(2):
+        (seen,) = compute(lazy)
+        np.testing.assert_allclose(seen.compute(), want, rtol=1e-13)
+    y[17] = 30
+    with pytest.raises(IndexError, match=r"target: label 30 at index \(17,\) is out of range for 30 classes$"):
+        compute(fd.accumulate(logits, y))
+    with pytest.raises(ValueError, match=r"logits: all classes must be in one block; rechunk\(\{1: -1\}\) does that"):
+        fd.accumulate(logits.rechunk((5, 7)), y)
+
+
 def test_unknown_sizes_of_rows(rng: np.random.Generator) -> None:
     """As after a selection: a dask array of as many blocks goes with it."""
     x, y = data(rng)
