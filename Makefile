@@ -160,7 +160,7 @@ COMMIT = $(shell git rev-parse HEAD 2>/dev/null || echo none)
 sanitize: .venv/compiled ## C tests and contract suite under address, undefined-behaviour and thread sanitizers
 	@$(BIN)/python tests/sanitize.py
 
-mutants: .venv/developer ## break the kernels in eleven ways: the C tests must notice each
+mutants: .venv/developer ## break the kernels in fourteen ways: the C tests must notice each
 	@$(BIN)/python tests/mutants.py
 
 # The part of both that fits into every run: plain C, and three mutants drawn by the commit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastce._accumulator import CrossEntropyAccumulator, CrossEntropySummary
 from fastce._backends import available_backends
 from fastce._config import show_config
 from fastce._elementwise import (
@@ -30,6 +31,8 @@ from fastce._functions import (
     row_statistics,
     softmax,
 )
+from fastce._linear import LinearLossAndGrad, linear_cross_entropy, linear_cross_entropy_with_grad
+from fastce._partial import CrossEntropyPartial, partial_cross_entropy, partial_cross_entropy_grad
 from fastce._pipeline import Explanation
 from fastce._probabilities import (
     categorical_cross_entropy,
@@ -49,7 +52,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailableError",
+    "CrossEntropyAccumulator",
+    "CrossEntropyPartial",
+    "CrossEntropySummary",
     "Explanation",
+    "LinearLossAndGrad",
     "LossAndGrad",
     "RowStatistics",
     "StoredLogits",
@@ -74,6 +81,8 @@ __all__ = [
     "get_library",
     "js_divergence",
     "kl_divergence",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_loss",
     "log_softmax",
     "logsumexp",
@@ -82,6 +91,8 @@ __all__ = [
     "nll_loss",
     "nll_loss_with_grad",
     "open_logits",
+    "partial_cross_entropy",
+    "partial_cross_entropy_grad",
     "row_statistics",
     "show_config",
     "softmax",

@@ -73,6 +73,8 @@ cdef extern from "fastce.h" nogil:
         int64_t *rank
         void *margin
         unsigned char *correct
+        void *maximum
+        void *rest
 
     ctypedef struct fastce_problem:
         fastce_output output

@@ -11,9 +11,11 @@ class Quick:
         self,
         overrides: tuple[ContextVar[Any], ...],
         isa: bytes,
-        loss_logits: int,
-        grad_logits: int,
-        logits_per_row: int,
+        limits: tuple[ContextVar[Any], ...],
+        limit: int,
+        loss_logits: float,
+        grad_logits: float,
+        logits_per_row: float,
     ) -> None: ...
     def loss(
         self,

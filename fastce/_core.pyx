@@ -142,6 +142,8 @@ cdef int translate(object problem, fastce_problem *record, fastce_statistics *st
         statistics.rank = <int64_t *>array_data(asked.rank)
         statistics.margin = array_data(asked.margin)
         statistics.correct = <unsigned char *>array_data(asked.correct)
+        statistics.maximum = array_data(asked.maximum)
+        statistics.rest = array_data(asked.rest)
     return 0
 
 
@@ -180,23 +182,30 @@ def run(problem not None, bytes isa, int num_threads):
     return finish(status, &totals)
 
 
+cdef int64_t MOST_THREADS = 1 << 20  # beyond what any machine has
+
+
 cdef class Quick:
-    """Small batches of plain arrays with few options; None to everything else, which the general path then does.
+    """Batches of plain arrays with few options; None to everything else, which the general path then does.
 
     That path would come to the same kernel with the same problem; this one only asks less on the way. Whatever is not
     as plain as can be, and every error, is left to it. The parameters are those of the public functions.
     """
     cdef tuple overrides
     cdef bytes isa
-    cdef int64_t most_logits[2]
-    cdef int64_t logits_per_row
+    cdef tuple limits
+    cdef int64_t limit
+    cdef double logits_per_thread[2]
+    cdef double logits_per_row
 
-    def __init__(self, tuple overrides not None, bytes isa not None, int64_t loss_logits, int64_t grad_logits,
-                 int64_t logits_per_row):
-        """Say what is taken for granted: context variables at None, the ISA, and how many float32 logits one thread
-        does on its own, for a loss and for a gradient, where a row counts for some."""
-        self.overrides, self.isa, self.logits_per_row = overrides, isa, logits_per_row
-        self.most_logits[0], self.most_logits[1] = loss_logits, grad_logits
+    def __init__(self, tuple overrides not None, bytes isa not None, tuple limits not None, int64_t limit,
+                 double loss_logits, double grad_logits, double logits_per_row):
+        """Say what is taken for granted: context variables at None, the ISA; where others are None too the most
+        threads, and for how many float32 logits there is one, of a loss and of a gradient, where a row counts for some.
+        """
+        self.overrides, self.isa, self.limits, self.limit = overrides, isa, limits, limit
+        self.logits_per_thread[0], self.logits_per_thread[1] = loss_logits, grad_logits
+        self.logits_per_row = logits_per_row
 
     def loss(self, logits, target, axis, weight, sample_weight, ignore_index, label_smoothing, z_loss, reduction,
              denominator, base, num_threads):
@@ -207,13 +216,14 @@ cdef class Quick:
             return None
         if not (is_zero(label_smoothing) and is_zero(z_loss) and is_last(axis)):
             return None
-        if not self.translate(&record, logits, target, ignore_index, reduction, num_threads, FASTCE_LOSS):
+        cdef int threads = self.translate(&record, logits, target, ignore_index, reduction, num_threads, FASTCE_LOSS)
+        if threads == 0:
             return None
         values = None
         if reduction == "none":
             values = new_array(1, cnp.PyArray_DIMS(<cnp.ndarray>logits), cnp.PyArray_TYPE(<cnp.ndarray>logits))
             record.row_values = cnp.PyArray_DATA(<cnp.ndarray>values)
-        if self.run(&record, &totals) != FASTCE_OK:
+        if self.run(&record, threads, &totals) != FASTCE_OK:
             return None
         return values if values is not None else reduced(reduction, &totals)
 
@@ -227,7 +237,8 @@ cdef class Quick:
             return None
         if grad_output is not None or not (is_zero(label_smoothing) and is_zero(z_loss) and is_last(axis)):
             return None
-        if not self.translate(&record, logits, target, ignore_index, reduction, num_threads, FASTCE_GRAD):
+        cdef int threads = self.translate(&record, logits, target, ignore_index, reduction, num_threads, FASTCE_GRAD)
+        if threads == 0:
             return None
         x = logits
         if out is None:
@@ -238,7 +249,7 @@ cdef class Quick:
             return None
         gradient = out
         fill(&record.out, gradient, True)
-        if fastce_scan(&record, 1, &totals) != FASTCE_OK:
+        if fastce_scan(&record, threads, &totals) != FASTCE_OK:
             return None
         if reduction == "mean":
             if not totals.weight > 0:
@@ -248,49 +259,47 @@ cdef class Quick:
         if reduction == "none":
             values = new_array(1, cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x))
             record.row_values = cnp.PyArray_DATA(<cnp.ndarray>values)
-        if self.run(&record, &totals) != FASTCE_OK:
+        if self.run(&record, threads, &totals) != FASTCE_OK:
             return None
         return (values if values is not None else reduced(reduction, &totals)), out
 
-    cdef bint translate(self, fastce_problem *record, logits, target, ignore_index, reduction, num_threads,
-                        fastce_output output) except -1:
-        """Fill the record, but for what is written; False where the call is not plain."""
-        cdef PyObject *value
-        cdef Py_ssize_t i
+    cdef int translate(self, fastce_problem *record, logits, target, ignore_index, reduction, num_threads,
+                       fastce_output output) except -1:
+        """Fill the record, but for what is written; return how many threads it is worth, 0 where it is not plain."""
         cdef cnp.ndarray x, y
         cdef int number, bits, overflow = 0
-        cdef int64_t size, index
+        cdef int64_t index
+        cdef int threads
+        cdef double work
         cdef bint signed
         if type(logits) is not cnp.ndarray or type(target) is not cnp.ndarray or type(reduction) is not str:
-            return False
+            return 0
         if not (reduction == "mean" or reduction == "sum" or reduction == "none"):
-            return False
+            return 0
         if not (num_threads is None or (type(num_threads) is int and num_threads > 0)):
-            return False
-        for i in range(len(self.overrides)):
-            PyContextVar_Get(self.overrides[i], NULL, &value)
-            if value == NULL:
-                return False
-            Py_DECREF(value)
-            if value != <PyObject *>None:
-                return False
+            return 0
+        if not are_none(self.overrides):
+            return 0
         x, y = logits, target
         number = cnp.PyArray_TYPE(x)
         if cnp.PyArray_NDIM(x) != 2 or cnp.PyArray_NDIM(y) != 1 or cnp.PyArray_DIM(x, 0) != cnp.PyArray_DIM(y, 0):
-            return False
+            return 0
         if not (number == cnp.NPY_FLOAT or number == cnp.NPY_DOUBLE):
-            return False
+            return 0
         if not cnp.PyTypeNum_ISINTEGER(cnp.PyArray_TYPE(y)) or type(ignore_index) is not int:
-            return False
-        size = cnp.PyArray_SIZE(x)
-        if size == 0:
-            return False
-        size = (size + cnp.PyArray_DIM(x, 0) * self.logits_per_row) * (2 if number == cnp.NPY_DOUBLE else 1)
-        if size > self.most_logits[output == FASTCE_GRAD]:
-            return False
+            return 0
+        if cnp.PyArray_SIZE(x) == 0:
+            return 0
+        work = cnp.PyArray_DIM(x, 0) * (cnp.PyArray_DIM(x, 1) + self.logits_per_row)
+        work *= (2 if number == cnp.NPY_DOUBLE else 1) / self.logits_per_thread[output == FASTCE_GRAD]
+        threads = 1
+        if work >= 2:
+            if not are_none(self.limits):
+                return 0
+            threads = <int>min(work, <double>(self.limit if num_threads is None else min(num_threads, MOST_THREADS)))
         index = PyLong_AsLongLongAndOverflow(ignore_index, &overflow)
         if overflow:
-            return False
+            return 0
         memset(record, 0, sizeof(fastce_problem))
         record.output = output
         record.target_kind = FASTCE_LABELS
@@ -307,14 +316,28 @@ cdef class Quick:
         record.has_ignore_index = (signed or index >= 0) and (
             bits == 64 or (index >> (bits - signed)) == (-1 if index < 0 else 0))
         record.ignore_index = index
-        return True
+        return threads
 
-    cdef fastce_status run(self, const fastce_problem *record, fastce_totals *totals):
+    cdef fastce_status run(self, const fastce_problem *record, int threads, fastce_totals *totals):
         cdef const char *isa = self.isa
         cdef fastce_status status
         with nogil:
-            status = fastce_run(record, isa, 1, totals)
+            status = fastce_run(record, isa, threads, totals)
         return status
+
+
+cdef inline bint are_none(tuple variables) except -1:
+    """Whether context variables have the value None."""
+    cdef PyObject *value
+    cdef Py_ssize_t i
+    for i in range(len(variables)):
+        PyContextVar_Get(variables[i], NULL, &value)
+        if value == NULL:
+            return False
+        Py_DECREF(value)
+        if value != <PyObject *>None:
+            return False
+    return True
 
 
 cdef inline bint is_zero(number):

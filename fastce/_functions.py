@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, overload
 
 from fastce import _inputs, _pipeline
-from fastce._problem import Array, Output, Statistics
+from fastce._problem import Array, Output
 
 _quick, _no_quick = _pipeline.quick, _pipeline.NO_QUICK
 
@@ -539,7 +539,7 @@ def focal_loss(
     >>> round(fastce.focal_loss(logits, [1, 2], gamma=0), 4), round(fastce.cross_entropy(logits, [1, 2]), 4)
     (0.6365, 0.6365)
     """
-    request, focus = _inputs.focal_request(
+    request = _inputs.focal_request(
         logits,
         target,
         gamma=gamma,
@@ -551,7 +551,7 @@ def focal_loss(
         denominator=denominator,
         base=base,
     )
-    return _pipeline.focal_loss(request, focus, backend, num_threads)
+    return _pipeline.loss(request, backend, num_threads)
 
 
 def focal_loss_with_grad(
@@ -599,10 +599,6 @@ def focal_loss_with_grad(
     IndexError, TypeError, ValueError, BackendUnavailableError
         As for `cross_entropy`; nothing has been written then.
 
-    Notes
-    -----
-    The logits are read twice: the factor of a row is known from its cross entropy.
-
     Examples
     --------
     >>> import numpy as np
@@ -613,7 +609,7 @@ def focal_loss_with_grad(
     array([[ 0.024 , -0.036 ,  0.012 ],
            [ 0.12  ,  0.12  , -0.2399]])
     """
-    request, focus = _inputs.focal_request(
+    request = _inputs.focal_request(
         logits,
         target,
         gamma=gamma,
@@ -628,7 +624,7 @@ def focal_loss_with_grad(
         grad_output=grad_output,
         out=out,
     )
-    return LossAndGrad(*_pipeline.focal_loss_and_grad(request, focus, backend, num_threads))
+    return LossAndGrad(*_pipeline.loss_and_grad(request, backend, num_threads))
 
 
 def distillation_loss(
@@ -923,7 +919,7 @@ def logsumexp(
     return _pipeline.logsumexp(request, backend, num_threads)
 
 
-class RowStatistics(Statistics):
+class RowStatistics(NamedTuple):
     """The result of `row_statistics`: one number a row for each field, None for those not asked for.
 
     Attributes
@@ -953,7 +949,14 @@ class RowStatistics(Statistics):
     (array([1]), array([-1.]), array([False]))
     """
 
-    __slots__ = ()
+    lse: Array | None = None
+    loss: Array | None = None
+    entropy: Array | None = None
+    argmax: Array | None = None
+    target_probability: Array | None = None
+    rank: Array | None = None
+    margin: Array | None = None
+    correct: Array | None = None
 
 
 def row_statistics(
@@ -1025,7 +1028,8 @@ def row_statistics(
     True
     """
     request = _inputs.statistics_request(logits, target, fields=fields, axis=axis, ignore_index=ignore_index, base=base)
-    return RowStatistics(*_pipeline.row_statistics(request, backend, num_threads))
+    found = _pipeline.row_statistics(request, backend, num_threads)
+    return RowStatistics(*(getattr(found, name) for name in RowStatistics._fields))
 
 
 def explain(logits: Any, target: Any, **options: Any) -> _pipeline.Explanation:

@@ -11,14 +11,17 @@ import math
 import numbers
 import operator
 import sys
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastce import _dtypes
-from fastce._problem import NEED_LABELS, Array, Kind, Output, Problem, Statistics
+from fastce._problem import NEED_LABELS, OF_PARTIALS, Array, Kind, Output, Problem, Statistics
 
 REDUCTIONS = ("mean", "sum", "none")
 DIVERGENCE_REDUCTIONS = ("none", "sum", "mean", "batchmean")
@@ -56,6 +59,8 @@ class Request(NamedTuple):
     """The array to hand back, laid out as the user's: the gradient or the probabilities."""
     target_name: str = "target"
     """What the caller calls the dense target."""
+    mean_has_class_weight: bool = True
+    """Whether the weight of a label's class is part of a mean's denominator."""
 
 
 def loss_request(
@@ -87,19 +92,13 @@ def loss_request(
     n_classes = x.shape[-1]
     smoothing = _number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
     z = _number("z_loss", z_loss, 0.0, math.inf, "a finite number >= 0")
-    denominator, unit = _scales(reduction, denominator, base)
+    denominator, unit = scales(reduction, denominator, base)
 
     sparse = _sparse_target(name, target, given.shape, axis, spread_missing) if kind is Kind.LOGITS else None
     labels, dense = _target(name, target, given.shape, axis) if sparse is None else (None, None)
     listed, probabilities = (None, None) if sparse is None else sparse
     ignored_label = _ignore_index(ignore_index, labels)
-    class_weight = None if weight is None else _class_weight(weight, n_classes)
-    class_vector = None
-    if smoothing > 0.0 and n_classes:
-        class_vector = np.full(n_classes, smoothing / n_classes)
-        if class_weight is not None:
-            with np.errstate(under="ignore"):
-                class_vector *= class_weight
+    class_weight, class_vector = _over_classes(weight, smoothing, n_classes)
     row_weight = None if sample_weight is None else _per_row("sample_weight", sample_weight, positions)
 
     row_grad, factor, grad, grad_view = None, 1.0, None, None
@@ -135,14 +134,164 @@ def loss_request(
     return Request(problem, axis, reduction, denominator, unit, factor, grad)
 
 
-class Focus(NamedTuple):
-    """What a focal loss makes of the cross entropy of each row."""
+class Shard(NamedTuple):
+    """A validated call for some neighbouring classes."""
 
-    gamma: float
-    row_weight: Array
-    """(rows,): float64, the sample weight times alpha of the label; 0 for rows that are ignored."""
-    total_weight: float
-    """Of the sample weights of rows that are not ignored: a mean's denominator."""
+    request: Request
+    """Its problem is over all classes where the target counts them (labels, lists), else over those of the shard. Its
+    class_weight goes with it."""
+    logits: Array
+    """(\\*positions, classes of the shard)."""
+    start: int
+    n_classes: int
+    """Of the whole."""
+    class_vector: Array | None
+    """Of the shard: what label smoothing adds to q / s."""
+    weight_digest: int | None
+    """By which two class weights are told apart."""
+    out: Array | None
+    """Like the logits, for the gradient."""
+
+
+def shard_request(
+    logits: Any,
+    target: Any,
+    class_start: Any,
+    n_classes: Any,
+    *,
+    axis: Any,
+    weight: Any,
+    sample_weight: Any,
+    ignore_index: Any,
+    label_smoothing: Any,
+    z_loss: Any,
+    reduction: Any = "sum",
+    denominator: Any = None,
+    base: Any = None,
+    gradient: bool = False,
+    grad_output: Any = None,
+    out: Any = None,
+) -> Shard:
+    """Validate a call of partial_cross_entropy, or with ``gradient`` of its twin."""
+    given, x, axis = _values("logits", logits, axis)
+    width = x.shape[-1]
+    start = _integer("class_start", class_start, "an integer >= 0")
+    count = _integer("n_classes", n_classes, "an integer >= 1")
+    if not 0 <= start <= count - width:
+        raise ValueError(
+            f"class_start: {width} classes from {_shown(class_start)} on are not among n_classes={_shown(n_classes)}"
+        )
+    shape = (*given.shape[:axis], count, *given.shape[axis + 1 :])
+    whole = np.broadcast_to(np.zeros((), given.dtype), shape)
+    sparse = _sparse_target("logits", target, shape, axis, False)
+    dense = sparse is None and _array("target", target).ndim == given.ndim
+    others = [("target", part) for part in (target if sparse is not None else (target,))]
+    others += [("weight", weight), ("sample_weight", sample_weight), ("grad_output", grad_output)]
+    request = loss_request(
+        given if dense else whole,
+        target,
+        axis=axis,
+        weight=None,
+        sample_weight=sample_weight,
+        ignore_index=ignore_index,
+        label_smoothing=0.0,
+        reduction="sum",
+        denominator=None,
+        base=None,
+        z_loss=z_loss,
+    )
+    denominator, unit = scales(reduction, denominator, base)
+    smoothing = _number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
+    class_weight, class_vector = _over_classes(weight, smoothing, count)
+    mine = slice(start, start + width)
+    digest = None if class_weight is None else zlib.crc32(class_weight.tobytes())
+    if class_weight is not None and dense:
+        class_weight = class_weight[mine]
+    row_grad, factor, grad = None, 1.0, None
+    if gradient:
+        row_grad, factor = _grad_output(grad_output, reduction, x.shape[:-1])
+        grad = _gradient("logits", out, given, others)
+    problem = replace(request.problem, target_scale=1.0 - smoothing, class_weight=class_weight, grad_output=row_grad)
+    return Shard(
+        Request(problem, axis, reduction, denominator, unit, factor, grad),
+        x,
+        start,
+        count,
+        None if class_vector is None else class_vector[mine],
+        digest,
+        None if grad is None else _classes_last(grad, axis),
+    )
+
+
+class LinearGradients(NamedTuple):
+    """The arrays that receive the gradients of linear_cross_entropy, of the shapes of the user's arrays."""
+
+    input: Array
+    linear_weight: Array
+    linear_bias: Array | None
+
+
+class LinearRequest(NamedTuple):
+    """A validated call of linear_cross_entropy."""
+
+    request: Request
+    """Its logits are a stand-in of their shape that takes no memory."""
+    input: Array
+    """(rows, features)."""
+    linear_weight: Array
+    """(classes, features)."""
+    linear_bias: Array | None
+    """(classes,)."""
+    grads: LinearGradients | None = None
+
+
+def linear_request(
+    input: Any,
+    linear_weight: Any,
+    target: Any,
+    *,
+    linear_bias: Any,
+    reduction: Any,
+    sample_weight: Any,
+    weight: Any,
+    gradient: bool = False,
+    grad_output: Any = None,
+    out: Any = None,
+    **options: Any,
+) -> LinearRequest:
+    """Validate a call of linear_cross_entropy, with ``gradient`` of its twin."""
+    x = _floating("input", input)
+    if x.ndim == 0:
+        raise ValueError("input: expected an array with a feature axis, got one of 0 dimensions")
+    positions, n_features = x.shape[:-1], x.shape[-1]
+    w = _floating("linear_weight", linear_weight)
+    if w.ndim != 2 or w.shape[1] != n_features:
+        raise ValueError(
+            f"linear_weight: expected shape (classes, {n_features}), its last axis as long as that of input, "
+            f"{x.shape}, got shape {w.shape}"
+        )
+    bias = None if linear_bias is None else _floating("linear_bias", linear_bias)
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise ValueError(
+            f"linear_bias: expected one number for each class, shape {w.shape[:1]}, got shape {bias.shape}"
+        )
+    parts = [array for array in (x, w, bias) if array is not None]
+    wide = any(_dtypes.name_of(array.dtype) == "float64" for array in parts)
+    logits = np.broadcast_to(np.zeros((), np.float64 if wide else np.float32), (*positions, len(w)))
+    request = loss_request(
+        logits, target, axis=-1, reduction=reduction, sample_weight=sample_weight, weight=weight, **options
+    )
+    n_rows = request.problem.n_rows
+    linear = LinearRequest(request, x.reshape(n_rows, n_features), w, bias)
+    if not gradient:
+        return linear
+    row_grad, factor = _grad_output(grad_output, reduction, positions)
+    request = request._replace(problem=replace(request.problem, grad_output=row_grad), grad_output=factor)
+    others: list[tuple[str, Any]] = [("input", x), ("linear_weight", w), ("linear_bias", bias)]
+    others += [("target", part) for part in (target if isinstance(target, tuple) else (target,))]
+    others += [("weight", weight), ("sample_weight", sample_weight), ("grad_output", grad_output)]
+    grads = _linear_gradients(out, parts, others)
+    return linear._replace(request=request, grads=LinearGradients(*grads, *[None] * (3 - len(grads))))
 
 
 def focal_request(
@@ -160,12 +309,8 @@ def focal_request(
     gradient: bool = False,
     grad_output: Any = None,
     out: Any = None,
-) -> tuple[Request, Focus]:
-    """Validate a call of focal_loss: cross entropy of each row, and what becomes of it.
-
-    Rows of weight 0 are ignored, the weights of others wait until each row's own cross entropy is known.
-    """
-    _scales(reduction, denominator, base)
+) -> Request:
+    """Validate a call of focal_loss, or with ``gradient`` of its twin: cross entropy with a gamma, weighed by alpha."""
     request = loss_request(
         logits,
         target,
@@ -174,46 +319,26 @@ def focal_request(
         sample_weight=sample_weight,
         ignore_index=ignore_index,
         label_smoothing=0.0,
-        reduction="none",
-        denominator=None,
+        reduction=reduction,
+        denominator=denominator,
         base=base,
         gradient=gradient,
-        grad_output=grad_output if reduction == "none" else None,
+        grad_output=grad_output,
         out=out,
     )
     problem = request.problem
     if problem.labels is None:
         raise ValueError(f"target: expected integer labels of shape {problem.positions}, got a dense target")
-    if gradient and reduction != "none":
-        request = request._replace(grad_output=_grad_output(grad_output, reduction, problem.positions)[1])
     exponent = _number("gamma", gamma, 0.0, math.inf, "a finite number >= 0")
-
-    labels = problem.labels.reshape(-1)
-    weights = np.ones(problem.n_rows)
-    if problem.sample_weight is not None:
-        weights *= problem.sample_weight.reshape(-1).astype(np.float64)
-        wrong = ~((weights >= 0) & (weights < math.inf))
-        if wrong.any():
-            raise bad_row(request, int(wrong.argmax()))
-    if problem.ignore_index is not None:
-        weights[labels == problem.ignore_index] = 0.0
-    total = float(weights.sum())
+    scale, class_weight = 1.0, None
     if alpha is not None:
-        weights *= _alpha_of_labels(alpha, labels, problem.n_classes)
-    kept = None if problem.sample_weight is None else problem.sample_weight != 0
-    return request._replace(
-        problem=replace(problem, sample_weight=kept), reduction=reduction, denominator=denominator
-    ), Focus(exponent, weights, total)
-
-
-def _alpha_of_labels(alpha: Any, labels: Array, n_classes: int) -> Array | float:
-    """Return each label's weight; that of a label which is out of range, or ignored, does not matter."""
-    array = _array("alpha", alpha)
-    if array.ndim == 0:
-        return _number("alpha", array, 0.0, math.inf, "a finite number >= 0, or one for each class")
-    weights = _class_weight(alpha, n_classes, "alpha")
-    inside = (labels >= 0) & (labels < n_classes)
-    return weights[np.where(inside, labels, 0).astype(np.intp)]
+        array = _array("alpha", alpha)
+        if array.ndim == 0:
+            scale = _number("alpha", array, 0.0, math.inf, "a finite number >= 0, or one for each class")
+        else:
+            class_weight = _class_weight(alpha, problem.n_classes, "alpha")
+    problem = replace(problem, gamma=exponent, target_scale=scale, class_weight=class_weight)
+    return request._replace(problem=problem, mean_has_class_weight=False)
 
 
 def distillation_request(
@@ -233,7 +358,7 @@ def distillation_request(
     """Validate a call of distillation_loss, or with ``gradient`` of its twin."""
     given, x, axis = _values("logits", logits, axis)
     positions = x.shape[:-1]
-    denominator, unit = _scales(reduction, denominator, base)
+    denominator, unit = scales(reduction, denominator, base)
     teacher = _floating("teacher_logits", teacher_logits)
     if teacher.shape != given.shape:
         raise ValueError(f"teacher_logits: expected the shape of logits, {given.shape}, got shape {teacher.shape}")
@@ -280,7 +405,7 @@ def element_request(
     name = NAMES_OF_VALUES[kind]
     given = _floating(name, logits)
     smoothing = _number("label_smoothing", label_smoothing, 0.0, 1.0, "a number in [0, 1]")
-    denominator, unit = _scales(reduction, denominator, base)
+    denominator, unit = scales(reduction, denominator, base)
     dense = _element_target(name, target, given.shape, integers=focal)
     negative, positive = (1.0, 1.0) if alpha is None else _alpha(alpha)
 
@@ -330,7 +455,7 @@ def divergence_request(kind: Kind, p: Any, q: Any, *, axis: Any, reduction: Any,
     if not (isinstance(reduction, str) and reduction in DIVERGENCE_REDUCTIONS):
         accepted = "'none', 'sum', 'mean' or 'batchmean'"
         raise ValueError(f"reduction: expected {accepted}, got {_shown(reduction)}")
-    _, unit = _scales("none", None, base)
+    _, unit = scales("none", None, base)
     alone = kind is Kind.PROBABILITIES
     given, x, axis = _values("p" if alone else "q", q, axis)
     other = given if alone else _floating("p", p)
@@ -419,14 +544,15 @@ def _codes(y_true: Any, labels: Any, shape: tuple[int, ...], n_classes: int) -> 
 def statistics_request(logits: Any, target: Any, *, fields: Any, axis: Any, ignore_index: Any, base: Any) -> Request:
     """Validate a call of row_statistics."""
     given, x, axis = _values("logits", logits, axis)
-    _, unit = _scales("none", None, base)
+    _, unit = scales("none", None, base)
     labels = None
     if target is not None:
         labels, _ = _target("logits", target, given.shape, axis)
         if labels is None:
             shape = x.shape[:-1]
             raise ValueError(f"target: expected integer labels of shape {shape}, got a dense target of {given.shape}")
-    known = Statistics._fields if labels is not None else tuple(n for n in Statistics._fields if n not in NEED_LABELS)
+    hidden = OF_PARTIALS if labels is not None else OF_PARTIALS + NEED_LABELS
+    known = tuple(name for name in Statistics._fields if name not in hidden)
     try:
         asked = known if fields is None else (fields,) if isinstance(fields, str) else tuple(fields)
     except TypeError:
@@ -474,6 +600,31 @@ def thread_count(name: str, value: Any) -> int:
     return count
 
 
+_ORIGIN: ContextVar[tuple[int, ...] | None] = ContextVar("fastce_origin", default=None)
+
+
+@contextmanager
+def origin(index: tuple[int, ...] | None) -> Iterator[None]:
+    """Let errors for bad rows count from here, where the logits of calls begin in some larger array."""
+    token = _ORIGIN.set(index)
+    try:
+        yield
+    finally:
+        _ORIGIN.reset(token)
+
+
+def _in_whole(index: tuple[int, ...], axis: int, *, listed: bool = False) -> tuple[int, ...]:
+    """Return an index of the logits, of lists, or one without the class axis, as it is in the larger array."""
+    start = _ORIGIN.get()
+    if start is None:
+        return index
+    if listed:
+        start = (*start[:axis], 0, *start[axis + 1 :])
+    if len(index) < len(start):
+        start = start[:axis] + start[axis + 1 :]
+    return tuple(i + first for i, first in zip(index, start, strict=True))
+
+
 def bad_row(request: Request, row: int) -> Exception:
     """Return the error for the row that a backend could not accept."""
     p = request.problem
@@ -481,12 +632,14 @@ def bad_row(request: Request, row: int) -> Exception:
     if p.labels is not None:
         label = int(p.labels[index])
         if label != p.ignore_index and not 0 <= label < p.n_classes:
-            return IndexError(f"target: label {label} at index {index} is out of range for {p.n_classes} classes")
+            at = _in_whole(index, request.axis)
+            return IndexError(f"target: label {label} at index {at} is out of range for {p.n_classes} classes")
     for name, weights in (("sample_weight", p.sample_weight), ("pos_weight", p.positive_weight), ("weight", p.factor)):
         if weights is not None:
             weight = weights[index].item()
             if not 0 <= weight < math.inf:
-                return ValueError(f"{name}: expected finite numbers >= 0, got {weight!r} at index {index}")
+                at = _in_whole(index, request.axis)
+                return ValueError(f"{name}: expected finite numbers >= 0, got {weight!r} at index {at}")
     if p.listed is not None and p.probabilities is not None:
         return _bad_list(request, index, p.listed[index], p.probabilities[index].astype(np.float64))
     if p.dense is not None:
@@ -495,6 +648,7 @@ def bad_row(request: Request, row: int) -> Exception:
         if wrong.any():
             k = int(wrong.argmax())
             at = index if p.kind.element_wise else (*index[: request.axis], k, *index[request.axis :])
+            at = _in_whole(at, request.axis)
             if p.largest_target == 1.0:
                 accepted = "numbers in [0, 1]"
             else:
@@ -508,7 +662,7 @@ def _bad_list(request: Request, index: tuple[int, ...], classes: Array, values: 
     """Return the error for a row whose list of classes and probabilities a backend could not accept."""
     p = request.problem
     for j in range(len(classes)):
-        at = (*index[: request.axis], j, *index[request.axis :])
+        at = _in_whole((*index[: request.axis], j, *index[request.axis :]), request.axis, listed=True)
         label, value = int(classes[j]), float(values[j])
         if label != -1 and not 0 <= label < p.n_classes:
             return IndexError(f"target: class {label} at index {at} is out of range for {p.n_classes} classes")
@@ -519,7 +673,9 @@ def _bad_list(request: Request, index: tuple[int, ...], classes: Array, values: 
     total = sum((float(value) for value, label in zip(values, classes, strict=True) if label != -1), 0.0)
     if total > p.most_listed:
         most = "that sum to at most 1" if p.spread_missing else f"whose sum is in the range of {p.real}"
-        return ValueError(f"target: expected probabilities {most}, got {total:.6g} at index {index}")
+        return ValueError(
+            f"target: expected probabilities {most}, got {total:.6g} at index {_in_whole(index, request.axis)}"
+        )
     return ValueError(f"target: row {index} changed while it was being read")
 
 
@@ -548,7 +704,7 @@ def _values(name: str, value: Any, axis: Any) -> tuple[Array, Array, int]:
     return given, _classes_last(given, where), where
 
 
-def _scales(reduction: Any, denominator: Any, base: Any) -> tuple[float | None, float]:
+def scales(reduction: Any, denominator: Any, base: Any) -> tuple[float | None, float]:
     """Validate what a loss is divided by: the denominator if one was given, and the unit in nats."""
     if not (isinstance(reduction, str) and reduction in REDUCTIONS):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {_shown(reduction)}")
@@ -677,6 +833,20 @@ def _sparse_target(
     return _classes_last(indices, axis), _classes_last(probabilities, axis)
 
 
+def _linear_gradients(out: Any, by: list[Array], others: list[tuple[str, Any]]) -> list[Array]:
+    """Return the arrays that receive the gradients by some arrays: those of ``out``, checked, or new ones."""
+    if out is None:
+        return [np.empty(array.shape, array.dtype.newbyteorder("=")) for array in by]
+    if not isinstance(out, tuple) or len(out) != len(by):
+        got = f"{len(out)}" if isinstance(out, tuple) else type(out).__name__
+        raise TypeError(f"out: expected a tuple of {len(by)} arrays, as many as there are gradients, got {got}")
+    for n, (array, given) in enumerate(zip(out, by, strict=True)):
+        _check_out(array, given.shape, f"out[{n}]")
+        for name, other in [*others, *((f"out[{m}]", out[m]) for m in range(n))]:
+            _refuse_overlap(array, name, other, None, f"out[{n}]")
+    return [*out]
+
+
 def _ignore_index(value: Any, labels: Array | None) -> int | None:
     index = _integer("ignore_index", value, "an integer")
     if labels is None:
@@ -699,6 +869,18 @@ def _class_weight(weight: Any, n_classes: int, name: str = "weight") -> Array:
         k = int(wrong.argmax())
         raise ValueError(f"{name}: expected finite numbers >= 0, got {float(array[k])!r} at index ({k},)")
     return array
+
+
+def _over_classes(weight: Any, smoothing: float, n_classes: int) -> tuple[Array | None, Array | None]:
+    """Return the class weights, and what label smoothing adds to q / s."""
+    class_weight = None if weight is None else _class_weight(weight, n_classes)
+    class_vector = None
+    if smoothing > 0.0 and n_classes:
+        class_vector = np.full(n_classes, smoothing / n_classes)
+        if class_weight is not None:
+            with np.errstate(under="ignore"):
+                class_vector *= class_weight
+    return class_weight, class_vector
 
 
 def _per_row(name: str, value: Any, positions: tuple[int, ...]) -> Array:
@@ -844,18 +1026,18 @@ def _out(out: Any, logits: Array, name: str = "logits") -> Array:
     return array
 
 
-def _check_out(out: Any, shape: tuple[int, ...]) -> Array:
+def _check_out(out: Any, shape: tuple[int, ...], name: str = "out") -> Array:
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
-    array = _array("out", out)
+        raise TypeError(f"{name}: expected a NumPy array, got {type(out).__name__}")
+    array = _array(name, out)
     if _dtypes.name_of(array.dtype) is None:
-        raise TypeError(f"out: expected {_dtypes.ACCEPTED}, got dtype {array.dtype}")
+        raise TypeError(f"{name}: expected {_dtypes.ACCEPTED}, got dtype {array.dtype}")
     if array.shape != shape:
-        raise ValueError(f"out: expected shape {shape}, got shape {array.shape}")
+        raise ValueError(f"{name}: expected shape {shape}, got shape {array.shape}")
     if not array.flags.writeable:
-        raise ValueError("out: expected a writable array, got a read-only one")
+        raise ValueError(f"{name}: expected a writable array, got a read-only one")
     if _may_overlap_itself(array):
-        raise ValueError(f"out: its elements share memory with one another (strides {array.strides})")
+        raise ValueError(f"{name}: its elements share memory with one another (strides {array.strides})")
     return out
 
 
@@ -869,7 +1051,7 @@ def _may_overlap_itself(array: Array) -> bool:
     return False
 
 
-def _refuse_overlap(out: Array, name: str, other: Any, values: str = "logits") -> None:
+def _refuse_overlap(out: Array, name: str, other: Any, values: str | None = "logits", own_name: str = "out") -> None:
     if other is None or isinstance(other, (int, float, list, tuple)):
         return
     array = _array(name, other)
@@ -879,4 +1061,5 @@ def _refuse_overlap(out: Array, name: str, other: Any, values: str = "logits") -
         except (np.exceptions.TooHardError, OverflowError):
             shared = True  # not proved apart
         if shared:
-            raise ValueError(f"out: overlaps {name}; only {values} themselves may be overwritten, as a whole")
+            hint = "" if values is None else f"; only {values} themselves may be overwritten, as a whole"
+            raise ValueError(f"{own_name}: overlaps {name}{hint}")

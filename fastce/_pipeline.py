@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastce import _backends, _inputs, _settings, _threads
-from fastce._problem import Array, Output, Problem, Statistics, Totals
+from fastce._problem import Array, Problem, Statistics, Totals
 from fastce.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from fastce._backends import Implementation, Quick
-    from fastce._inputs import Focus, Request
+    from fastce._inputs import Request
 
 
 @dataclass(frozen=True)
@@ -101,70 +101,31 @@ def settle_quick(backend: str) -> None:
 def loss(request: Request, backend: str, num_threads: int | None) -> float | Array:
     """Do a problem whose output is the loss."""
     chosen = choose(request.problem, backend, num_threads)
-    return _reduce(request, _run(chosen, request))
+    totals = run(request, chosen)
+    if request.reduction == "mean" and request.denominator is None and _has_own_denominator(request):
+        totals = totals._replace(weight=check(request, chosen).weight)
+    return reduce(request, totals)
+
+
+def loss_and_weight(request: Request, backend: str, num_threads: int | None) -> tuple[float | Array, float]:
+    """Do the same, and return beside it what a mean divides by."""
+    totals = run(request, choose(request.problem, backend, num_threads))
+    return reduce(request, totals), totals.weight
 
 
 def loss_and_grad(request: Request, backend: str, num_threads: int | None) -> tuple[float | Array, Array]:
     """Do a problem whose output is the gradient; nothing is written before every row has been checked."""
     chosen = choose(request.problem, backend, num_threads)
-    weight = 0.0
-    if request.problem.logits.size:
-        checked = chosen.module.scan(request.problem, chosen.num_threads)
-        _raise_if_bad(request, checked)
-        weight = checked.weight
-    problem = replace(request.problem, grad_scale=_grad_scale(request, weight))
+    weight = check(request, chosen).weight
+    problem = replace(request.problem, grad_scale=grad_scale(request, weight))
     request = request._replace(problem=problem)
-    totals = _run(chosen, request)
-    return _reduce(request, totals), request.result
-
-
-def focal_loss(request: Request, focus: Focus, backend: str, num_threads: int | None) -> float | Array:
-    """Do a focal loss: the cross entropy of each row, and what becomes of it."""
-    chosen = choose(request.problem, backend, num_threads)
-    return _focal(request, focus, chosen)[0]
-
-
-def focal_loss_and_grad(
-    request: Request, focus: Focus, backend: str, num_threads: int | None
-) -> tuple[float | Array, Array]:
-    """Do a focal loss and its gradient: that of cross entropy, times the derivative of what becomes of it."""
-    problem = request.problem
-    chosen = choose(problem, backend, num_threads)
-    forward = request._replace(problem=replace(problem, output=Output.LOSS, out=None, grad_output=None))
-    value, slope = _focal(forward, focus, chosen)
-    slope *= _grad_scale(request, focus.total_weight)
-    if problem.grad_output is not None:
-        slope *= problem.grad_output.reshape(-1).astype(np.float64)
-    row_scale = slope.reshape(problem.positions)
-    _run(chosen, request._replace(problem=replace(problem, row_values=None, grad_output=row_scale)))
-    return value, request.result
-
-
-def _focal(request: Request, focus: Focus, chosen: Chosen) -> tuple[float | Array, Array]:
-    """Return the value, and the derivative of each row's loss with respect to its cross entropy c:
-
-    with u = 1 - exp(-c), the loss is w u^gamma c, and its derivative w (u^gamma + gamma u^(gamma - 1) (1 - u) c).
-    """
-    _run(chosen, request)
-    losses = request.problem.row_values
-    if losses is None:
-        raise RuntimeError("a focal loss is made of each row's cross entropy")
-    kept = focus.row_weight != 0
-    with np.errstate(all="ignore"):
-        c = losses.astype(np.float64)
-        u = -np.expm1(-c)
-        power = u**focus.gamma
-        pull = np.where(np.isinf(c) | (u == 0), 0.0, focus.gamma * power / u * (1.0 - u) * c)
-        slope = np.where(kept, focus.row_weight * (power + pull), 0.0)
-        focal = np.where(kept, focus.row_weight * power * c, 0.0)
-        losses[...] = focal
-    totals = Totals(-1, float(focal.sum()), focus.total_weight)
-    return _reduce(request, totals), slope
+    totals = run(request, chosen)
+    return reduce(request, totals._replace(weight=weight)), request.result
 
 
 def softmax(request: Request, backend: str, num_threads: int | None) -> Array:
     """Do a problem whose output is an array of the logits' shape."""
-    _run(choose(request.problem, backend, num_threads), request)
+    run(request, choose(request.problem, backend, num_threads))
     result: Array = request.result
     return result
 
@@ -172,7 +133,7 @@ def softmax(request: Request, backend: str, num_threads: int | None) -> Array:
 def logsumexp(request: Request, backend: str, num_threads: int | None) -> Array:
     """Do a problem whose output is one number per row."""
     problem, out = request.problem, request.result
-    _run(choose(problem, backend, num_threads), request)
+    run(request, choose(problem, backend, num_threads))
     values = _positions(problem)
     if out is None:
         return values
@@ -186,7 +147,7 @@ def logsumexp(request: Request, backend: str, num_threads: int | None) -> Array:
 def row_statistics(request: Request, backend: str, num_threads: int | None) -> Statistics:
     """Do a problem whose output is what is asked about its rows."""
     problem = request.problem
-    _run(choose(problem, backend, num_threads), request)
+    run(request, choose(problem, backend, num_threads))
     found = problem.statistics or Statistics()
     for values in (found.loss, found.entropy):
         if values is not None and request.unit != 1.0:
@@ -240,7 +201,20 @@ def _first_available() -> tuple[str, Implementation]:
     return name, _backends.load(name)
 
 
-def _run(chosen: Chosen, request: Request) -> Totals:
+def check(request: Request, chosen: Chosen) -> Totals:
+    """Check every row of a request, but for its logits, and total what a mean divides by."""
+    problem = request.problem
+    if problem.logits.size == 0:
+        return Totals(-1, 0.0, 0.0)
+    if _has_own_denominator(request):
+        problem = replace(problem, class_weight=None)
+    totals = chosen.module.scan(problem, chosen.num_threads)
+    _raise_if_bad(request, totals)
+    return totals
+
+
+def run(request: Request, chosen: Chosen) -> Totals:
+    """Do a request as chosen."""
     if request.problem.logits.size == 0:
         return Totals(-1, 0.0, 0.0)
     totals = chosen.module.run(request.problem, chosen.num_threads)
@@ -248,12 +222,17 @@ def _run(chosen: Chosen, request: Request) -> Totals:
     return totals
 
 
+def _has_own_denominator(request: Request) -> bool:
+    return request.problem.class_weight is not None and not request.mean_has_class_weight
+
+
 def _raise_if_bad(request: Request, totals: Totals) -> None:
     if totals.bad_row >= 0:
         raise _inputs.bad_row(request, totals.bad_row)
 
 
-def _reduce(request: Request, totals: Totals) -> float | Array:
+def reduce(request: Request, totals: Totals) -> float | Array:
+    """Return what a call returns as its loss."""
     if request.reduction == "none":
         values = _positions(request.problem)
         if request.unit != 1.0:
@@ -266,8 +245,8 @@ def _reduce(request: Request, totals: Totals) -> float | Array:
     return totals.loss / denominator / request.unit if denominator else math.nan
 
 
-def _grad_scale(request: Request, weight: float) -> float:
-    """Return what makes the gradient that of the value `_reduce` returns; 0 where there is nothing to average."""
+def grad_scale(request: Request, weight: float) -> float:
+    """Return what makes the gradient that of the value `reduce` returns; 0 where there is nothing to average."""
     scale = request.grad_output / request.unit
     if request.reduction == "mean":
         denominator = weight if request.denominator is None else request.denominator

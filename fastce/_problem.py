@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,10 +58,17 @@ class Statistics(NamedTuple):
     rank: Array | None = None
     margin: Array | None = None
     correct: Array | None = None
+    maximum: Array | None = None
+    """m of the row; NaN where one of its logits is."""
+    rest: Array | None = None
+    """r of the row; NaN where m is not finite."""
 
 
 NEED_LABELS = ("loss", "target_probability", "rank", "margin", "correct")
 """The statistics that depend on the label."""
+
+OF_PARTIALS = ("maximum", "rest")
+"""Those that partial results are made of, which `row_statistics` does not offer."""
 
 
 class Kind(enum.IntEnum):
@@ -129,7 +137,7 @@ class Problem:
     out: Array | None = None
     """(\\*positions, classes): receives the gradient or the probabilities, in either byte order; may be the logits."""
     grad_scale: float = 1.0
-    """Multiplies the gradient, with grad_output."""
+    """Multiplies the gradient, or the probabilities, with grad_output."""
     grad_output: Array | None = None
     """(\\*positions): any floating dtype."""
     kind: Kind = Kind.LOGITS
@@ -140,7 +148,8 @@ class Problem:
     softcap: float = 0.0
     """Of LOGITS, 0 for none: x stands for softcap * tanh(x / temperature / softcap)."""
     gamma: float = 0.0
-    """The exponent of a focal loss."""
+    """The exponent of a focal loss: of binary logits; and of LOGITS with labels alone, where the loss of each row is
+    (1 - exp(-c))^gamma * c / q_y, with c the cross entropy of all of q on the label and gamma = 0 that itself."""
     positive: float = 1.0
     """a of the binary kinds, where positive_weight multiplies it."""
     negative: float = 1.0
@@ -154,6 +163,18 @@ class Problem:
     @property
     def positions(self) -> tuple[int, ...]:
         return self.logits.shape[:-1]
+
+    def at(self, where: tuple[slice | Array, ...]) -> Problem:
+        """Return the problem of some positions, which has no arrays for results."""
+        parts: dict[str, Any] = {name: array[where] for name, array in self.per_position()}
+        return replace(self, **parts, row_values=None, out=None)
+
+    def per_position(self) -> Iterator[tuple[str, Array]]:
+        """Give the arrays that hold something for each position, by their names, but for results."""
+        for name in PER_POSITION:
+            array = getattr(self, name)
+            if array is not None:
+                yield name, array
 
     @property
     def n_classes(self) -> int:
@@ -181,6 +202,10 @@ class Problem:
     def real(self) -> np.dtype[Any]:
         """The dtype of the arithmetic and of a row's loss."""
         return np.dtype(np.float64 if self.logits.dtype.newbyteorder("=") == np.float64 else np.float32)
+
+
+PER_POSITION = ("logits", "labels", "dense", "listed", "probabilities", "sample_weight", "grad_output")
+"""What a problem of logits holds for each position, but for results."""
 
 
 class Totals(NamedTuple):

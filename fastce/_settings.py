@@ -84,6 +84,11 @@ def thread_limit(argument: Any) -> tuple[int, str]:
     context = _context.get()
     if context is not None and context.num_threads is not None:
         return context.num_threads, "num_threads of use_backend"
+    return default_thread_limit()
+
+
+def default_thread_limit() -> tuple[int, str]:
+    """Return the same where neither a call nor `use_backend` says anything."""
     settings = environment()
     if settings.num_threads is not None:
         return settings.num_threads, "FASTCE_NUM_THREADS"

@@ -62,9 +62,9 @@ def threads_for(problem: Problem, limit: int) -> int:
     return max(1, min(limit, int(estimate(problem) / SECONDS_PER_THREAD)))
 
 
-def most_logits_of_one_thread(output: Output) -> int:
-    """Return up to how many float32 logits, rows counted in, a problem gets one thread whatever the limit."""
-    return math.ceil(2 * SECONDS_PER_THREAD / SECONDS_PER_LOGIT[output]) - 1
+def logits_per_thread(output: Output) -> float:
+    """Return for how many float32 logits, rows counted in, there is a thread."""
+    return SECONDS_PER_THREAD / SECONDS_PER_LOGIT[output]
 
 
 def cgroup_quota(root: str = "/") -> float | None:

@@ -383,6 +383,7 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     t->even_q = labels && (!t->lanes || q->n_classes <= FEW_CLASSES) ? even_q(q, t->q_vector_sum) : 0;
     t->needs_max = !labels || (q->class_vector && t->even_q == 0);
     t->plain = !t->needs_max && !q->class_vector && q->z_loss == 0;
+    t->focal = q->kind == FASTCE_LOGITS && q->gamma != 0;
 }
 
 /* Class arrays in the type of the arithmetic, in the given room for two of them. */

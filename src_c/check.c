@@ -7,7 +7,7 @@
 #include <stdalign.h>
 
 enum {
-    WRITTEN_COUNT = 10, /* out, the row values, eight statistics */
+    WRITTEN_COUNT = 12, /* out, the row values, ten statistics */
     READ_COUNT = 9,
     SEARCH_STEPS = 10000, /* more than arrays of one parent take */
 };
@@ -36,7 +36,11 @@ static fastce_status check_kind(const fastce_problem *q) {
     if (q->kind == FASTCE_LOGITS) {
         const bool given = q->softcap != 0 || (q->temperature != 0 && q->temperature != 1);
         const bool valid = q->temperature >= 0 && isfinite(q->temperature) && q->softcap >= 0 && isfinite(q->softcap);
-        if (given && (!valid || (q->output != FASTCE_LOSS && q->output != FASTCE_GRAD))) return FASTCE_BAD_ARGUMENT;
+        const bool focal = q->gamma != 0, labels_alone = q->target_kind == FASTCE_LABELS && !q->class_vector;
+        const bool fits = labels_alone && q->z_loss == 0 && !given && q->gamma > 0 && isfinite(q->gamma);
+        if (given && !valid) return FASTCE_BAD_ARGUMENT;
+        if (focal && !fits) return FASTCE_BAD_ARGUMENT;
+        if ((given || focal) && q->output != FASTCE_LOSS && q->output != FASTCE_GRAD) return FASTCE_BAD_ARGUMENT;
         return q->factor.data || q->positive_weight.data ? FASTCE_BAD_ARGUMENT : FASTCE_OK;
     }
     if (q->target_kind == FASTCE_SPARSE) return FASTCE_BAD_ARGUMENT;
@@ -57,8 +61,9 @@ static bool pointers_are_aligned(const fastce_problem *q) {
     if (q->output != FASTCE_STATISTICS || !s) return right;
     if (!is_aligned(s, alignof(fastce_statistics))) return false;
     return right && is_aligned(s->lse, real) && is_aligned(s->loss, real) && is_aligned(s->entropy, real) &&
-           is_aligned(s->target_probability, real) && is_aligned(s->margin, real) &&
-           is_aligned(s->argmax, alignof(int64_t)) && is_aligned(s->rank, alignof(int64_t));
+           is_aligned(s->target_probability, real) && is_aligned(s->margin, real) && is_aligned(s->maximum, real) &&
+           is_aligned(s->rest, real) && is_aligned(s->argmax, alignof(int64_t)) &&
+           is_aligned(s->rank, alignof(int64_t));
 }
 
 static int64_t count_rows(const fastce_problem *q) {
@@ -283,6 +288,8 @@ static void find_extents(const fastce_problem *q, int64_t n_rows, extents *found
         add_written_run(found, s->argmax, n_rows, sizeof *s->argmax);
         add_written_run(found, s->rank, n_rows, sizeof *s->rank);
         add_written_run(found, s->correct, n_rows, sizeof *s->correct);
+        add_written_run(found, s->maximum, n_rows, real);
+        add_written_run(found, s->rest, n_rows, real);
     }
     const bool sparse = q->target_kind == FASTCE_SPARSE;
     add_read(found, q, &q->logits, q->n_classes);

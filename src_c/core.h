@@ -30,6 +30,7 @@ typedef struct task {
     const fastce_problem *problem;
     bool needs_max;        /* everything but labels, whose logits serve as maxima, and what is spread evenly */
     bool plain;            /* labels alone, without z-loss */
+    bool focal;            /* plain rows, of a focal loss */
     bool lanes;            /* vectors of rows, not rows of vectors */
     bool elements;         /* an element-wise kind */
     bool divided, capped;  /* logits, by a temperature and by a softcap */

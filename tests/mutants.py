@@ -93,6 +93,24 @@ MUTANTS = [
         "g.factor * (-rest * g.lowered)",
         "g.factor * (rest * g.lowered)",
     ),
+    Mutant(
+        "the derivative of a softcap keeps the temperature out",
+        "kernels/staged.h",
+        "v_set1(normal(4 / temperature))",
+        "v_set1(4)",
+    ),
+    Mutant(
+        "of a class that is listed twice the last mass counts",
+        "kernels/sparse.h",
+        "mass[first] += mass[j];",
+        "mass[first] = mass[j];",
+    ),
+    Mutant(
+        "a focal loss forgets that its factor has a slope",
+        "kernels/finish.h",
+        "slope[j] = v_mul(focus[j], v_fma(gamma.g, v_select(some, v_div(log_total[j], rest[j]), one), one));",
+        "slope[j] = focus[j];",
+    ),
 ]
 
 

@@ -46,6 +46,9 @@ def test_the_c_tests_have_the_same_limits() -> None:
     limits = {name: tolerances.ULPS[name.lower().replace("_", " ")] for name in found}
     assert len(found) == 5
     assert found == limits
+    [line] = re.findall(r"enum \{ (SOFTCAP_ULPS.*?) \};", (ROOT / "tests" / "c" / "oracle.h").read_text())
+    allowed = [float(ulps) for ulps in re.findall(r"= (\d+)", line)]
+    assert allowed == [tolerances.SOFTCAP_ULPS, tolerances.SOFTCAP_SLOPE_ULPS]
 
 
 def check(found: list[functions.Found], names: tuple[str, ...] = functions.NAMES) -> None:

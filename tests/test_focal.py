@@ -33,7 +33,7 @@ def exact(x: Any, y: Any, gamma: float, alpha: Any, s: Any, ignore_index: int = 
         return scale * u**gamma * c, (scale * slope)[:, None] * rows.grad, weight, rows
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.5, 1.0, 2.0, 5.0, 40.0])
 def test_values_and_gradients(engine: Engine, dtype: DType, rng: np.random.Generator, gamma: float) -> None:
     """Every reduction, with class and sample weights and ignored rows that hold NaN; confident and hopeless rows."""
     x = cases.grid(rng, (40, 13), dtype, -20, 20)
@@ -64,13 +64,36 @@ def test_values_and_gradients(engine: Engine, dtype: DType, rng: np.random.Gener
 
 
 def test_without_focus_it_is_cross_entropy(engine: Engine, dtype: DType, rng: np.random.Generator) -> None:
-    x, y = cases.normal(rng, (30, 40), dtype), cases.labels(rng, 30, 40)
-    plain = engine.cross_entropy_with_grad(x, y, reduction="none", base=2)
-    focal = engine._call(fastce.focal_loss_with_grad, x, y, gamma=0, reduction="none", base=2)
-    np.testing.assert_allclose(focal.loss, plain.loss, rtol=4e-7, atol=0)
-    np.testing.assert_allclose(
-        focal.grad.astype(np.float64), plain.grad.astype(np.float64), rtol=1e-2 if dtype.itemsize == 2 else 1e-6
+    """Bit for bit; alpha is a weight of classes, but in a mean's denominator."""
+    x, y, s = cases.normal(rng, (30, 40), dtype), cases.labels(rng, 30, 40), rng.random(30)
+    alpha = rng.random(40)
+    plain = engine.cross_entropy_with_grad(x, y, weight=alpha, sample_weight=s, reduction="none", base=2)
+    focal = engine._call(
+        fastce.focal_loss_with_grad, x, y, gamma=0, alpha=alpha, sample_weight=s, reduction="none", base=2
     )
+    assert same_bits(focal.loss, plain.loss)
+    assert same_bits(focal.grad, plain.grad)
+    plain = engine.cross_entropy_with_grad(x, y, weight=alpha, sample_weight=s, denominator=s.sum())
+    focal = engine._call(fastce.focal_loss_with_grad, x, y, gamma=0, alpha=alpha, sample_weight=s)
+    np.testing.assert_allclose(focal.loss, plain.loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(300, 2), (300, 13), (90, 200), (5, 3000)])
+def test_rows_alone_and_threads(engine: Engine, rng: np.random.Generator, shape: tuple[int, int]) -> None:
+    """A row has the same bits in any batch, on any number of threads, beside rows whose label has no probability."""
+    x, y = cases.normal(rng, shape, np.float32), cases.labels(rng, *shape)
+    x[1, y[1]] = -200
+    x[2, y[2]] = 60
+    options = {"gamma": 1.5, "reduction": "none"}
+    one, two = (engine._call(fastce.focal_loss_with_grad, x, y, num_threads=n, **options) for n in (1, 2))
+    assert same_bits(one.loss, two.loss)
+    assert same_bits(one.grad, two.grad)
+    if engine.backend == "numpy":
+        return
+    for i in (0, 1, 2, shape[0] - 1):
+        loss, grad = engine._call(fastce.focal_loss_with_grad, x[i : i + 1], y[i : i + 1], **options)
+        assert same_bits(loss[0], one.loss[i])
+        assert same_bits(grad[0], one.grad[i])
 
 
 def test_extremes(engine: Engine, rng: np.random.Generator) -> None:

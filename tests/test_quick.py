@@ -1,4 +1,4 @@
-"""Small calls with few options take a shorter way to the same kernel: the same bits, the same errors.
+"""Calls with few options take a shorter way to the same kernel: the same bits, the same errors.
 
 The general path, which the contract suite runs over, is the oracle here: it is taken where no way is quick.
 """
@@ -185,9 +185,8 @@ def test_it_is_taken_and_right(backend: str, dtype: Any, rng: np.random.Generato
 
 
 def test_what_is_not_plain_is_left_alone(rng: np.random.Generator) -> None:
-    """Other types and shapes, large batches, bad labels, nothing to average."""
+    """Other types and shapes, bad labels, nothing to average."""
     x, y = rng.standard_normal((32, 10)), rng.integers(0, 10, 32)
-    large = np.zeros((10_000, 100))
     for logits, target in [
         (x.tolist(), y),
         (x, y.tolist()),
@@ -200,10 +199,27 @@ def test_what_is_not_plain_is_left_alone(rng: np.random.Generator) -> None:
         (x[:0], y[:0]),
         (x, np.full(32, -100)),
         (np.ma.array(x), y),
-        (large, np.zeros(10_000, int)),
     ]:
         assert not is_quick(logits, target)
         assert not grad_is_quick(logits, target)
+
+
+def test_large_batches_are_quick_too(rng: np.random.Generator) -> None:
+    """On several threads, as many as the call and its context allow; the bits are those of the general path."""
+    x, y = rng.standard_normal((30_000, 7), np.float32), rng.integers(0, 7, 30_000)
+    for num_threads in (None, 1, 3, 10**30):
+        assert is_quick(x, y, "cython", num_threads=num_threads)
+        short = outcome_with_grad(x, y, num_threads=num_threads)
+        with no_quick_way():
+            assert short == outcome_with_grad(x, y)
+    y[29_999] = 7
+    short = outcome(x, y)
+    with no_quick_way():
+        assert short == outcome(x, y)
+    y[29_999] = 0
+    with fastce.use_backend("cython", num_threads=1):
+        assert not is_quick(x, y, "cython"), "who limits the threads is asked"
+        assert is_quick(x[:9], y[:9], "cython")
 
 
 @pytest.mark.parametrize("backend", QUICK)

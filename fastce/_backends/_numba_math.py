@@ -186,6 +186,30 @@ def log(x: Value) -> Value:
     return select((x > 0.0) & (x < math.inf), result, special)
 
 
+def power(x: Value, exponent: Value) -> Value:
+    """Return x^exponent for a normal x up to 1 and an exponent above 0, in float64; 0 below the smallest normal number.
+
+    The error of a logarithm as a whole, times the exponent, would be that of the result: of x = 2^n (1 + f) each of
+    exponent*n and exponent*log2(1 + f) is an integer and a rest.
+    """
+    magic, place, *_ = _EXP["f8"]
+    _, bias, *_ = _LOG["f8"]
+    n, f = _binade(x)
+    exponent = select(exponent < 2.0**40, exponent, 2.0**40)
+    octaves, rest = _whole(exponent, (n - bias).number("f8"))
+    more, other_rest = _whole(exponent, _scaled_log(n.like(bias), f) * (1 / math.log(2)))
+    octaves = octaves + more
+    octaves = select(octaves > -1023.0, octaves, -1023.0)
+    scale = ((octaves + magic).bits() << place).from_bits()
+    return exponential((rest + other_rest) * math.log(2)) * scale
+
+
+def _whole(a: Value, b: Value) -> tuple[Value, Value]:
+    """Return the integer nearest to a product, and what is left of it."""
+    whole = (a * b).call("llvm.rint")
+    return whole, fma(a, b, whole * -1.0)
+
+
 def divided(x: Value, inverse: tuple[Value, Value]) -> Value:
     """Return x over a number whose inverse is the sum of two parts above 0, rounded about once; infinities stay."""
     high, low = inverse

@@ -43,7 +43,7 @@ from fastce._backends._numba_math import (
 )
 from fastce._backends._numba_tile import BLOCK, DENSE, FEW, GROUP, LABELS, LOGITS, OUT, ROW
 
-FIELDS = ("lse", "loss", "entropy", "argmax", "target_probability", "rank", "margin", "correct")
+FIELDS = ("lse", "loss", "entropy", "argmax", "target_probability", "rank", "margin", "correct", "maximum", "rest")
 """The statistics, in the order of their addresses at ``call.values``."""
 
 NO_PLACE = 2**31 - 1
@@ -54,7 +54,7 @@ class Asked(NamedTuple):
     """What a kernel for statistics is compiled for; each is None or not."""
 
     sums: Any
-    """lse, loss, entropy or target_probability."""
+    """lse, loss, entropy, target_probability or rest."""
     spread: Any
     """entropy."""
     label: Any
@@ -66,7 +66,7 @@ class Asked(NamedTuple):
 def asked_of(fields: set[str]) -> Asked:
     """Return what has to be known of each row."""
     wanted = (
-        {"lse", "loss", "entropy", "target_probability"},
+        {"lse", "loss", "entropy", "target_probability", "rest"},
         {"entropy"},
         {"rank", "margin"},
         {"argmax", "correct"},
@@ -449,6 +449,7 @@ def answer(call: Struct, tile: Struct, n: Value, x: Memory, sums: Any, spread: A
         labelled = (get("sample") > 0.0) & call.start[LABELS].differs(0).splat(GROUP)
         top, logit = get("top"), get("label_logit")
         has_nan = get("has_nan") > 0.0
+        put("maximum", select(has_nan, top.like(math.nan), top).to(real))
         if sums is not None:
             sound = (top > -math.inf) & (top < math.inf) & ~has_nan
             rest = select(sound, get("rest"), math.nan)
@@ -457,6 +458,7 @@ def answer(call: Struct, tile: Struct, n: Value, x: Memory, sums: Any, spread: A
             put("loss", select(labelled, log + (top - logit), 0.0).to(real))
             share = exponential(logit - top) / (rest + 1.0)
             put("target_probability", select(labelled, share, math.nan).to(real))
+            put("rest", rest.to(real))
         if spread is not None:
             put("entropy", (log + get("pull") / (rest + 1.0)).to(real))
         if label is not None:

@@ -41,6 +41,7 @@ from fastce._backends._numba_math import (
     no_sum,
     nothing,
     pairwise,
+    power,
     smaller,
     split,
     sum_of_lanes,
@@ -121,7 +122,7 @@ CALL = np.dtype(
         ("lse", "i8"),
         ("lowest", "f8"),  # limits of probabilities
         ("highest", "f8"),
-        ("gamma", "f8"),  # of the binary kinds, as in Problem
+        ("gamma", "f8"),  # as in Problem
         ("positive", "f8"),
         ("negative", "f8"),
         ("streamed", "i8"),  # whether rows of the output go past the caches
@@ -865,6 +866,25 @@ def add_weights(call: Struct, tile: Struct, n: Value) -> None:
     when(~by_class & ~by_row, (), ones)
 
 
+def focused(call: Struct, u: Value, ratio: Value, value: Value, scale: Value) -> State:
+    """Return losses and factors of gradients, of a focal loss if this is one.
+
+    With u = 1 - p and c = -log(p) losses are multiplied by u^gamma, gradients by u^gamma*(1 + gamma*ratio), where
+    ratio is p*c/u.
+    """
+
+    def focal(value: Value, scale: Value) -> State:
+        gamma = call.gamma.splat(GROUP)
+        focus = select(u > 0.0, power(maximum(u, u.like(SMALLEST)), gamma), 0.0)
+        return value * focus, scale * (focus * fma(gamma, ratio, ratio.like(1.0)))
+
+    return when(call.gamma > 0.0, (value, scale), focal)
+
+
+SMALLEST = 2.0**-1022
+"""The smallest normal float64."""
+
+
 @traced
 def finish_shifted(call: Struct, tile: Struct, n: Value, x: Memory, gradient: int | None) -> None:
     """Do what `finish` does for rows shifted by their label's logit, where r is all there is to them."""
@@ -874,10 +894,15 @@ def finish_shifted(call: Struct, tile: Struct, n: Value, x: Memory, gradient: in
         get, put = group_of(tile, i)
         s, r = get("sample"), get("rest").to(x.real)
         mass = s * get("label_mass")
-        value = select(s > 0.0, (mass.to(x.real) * log1p(r)).to("f8"), 0.0)
+        log = log1p(r)
+        value, scale = (mass.to(x.real) * log).to("f8"), get("scale") * mass
+        wide = get("rest")
+        ratio = select(wide > 0.0, log.to("f8") / wide, 1.0)
+        value, scale = focused(call, wide / (wide + 1.0), ratio, value, scale)
+        value = select(s > 0.0, value, 0.0)
         put("value", value)
         if gradient is not None:
-            factor = get("scale") * mass * (1.0 / (r + 1.0)).to("f8")
+            factor = scale * (1.0 / (r + 1.0)).to("f8")
             smallest = SMALLEST_FACTOR[x.real]
             lower = (factor < smallest) & (factor > -smallest)
             low = low | lower.extend(64)
@@ -920,15 +945,19 @@ def finish(call: Struct, tile: Struct, n: Value, gradient: int | None, shifted: 
         target = get("mass") + at
         pull = get("pull") + select(at > 0.0, at * (top - logit), 0.0)
         value = fma(target, log, pull) + select(z > 0.0, z * lse * lse, 0.0)
-        value = select(s > 0.0, s * value, 0.0)
+        inverse = 1.0 / (r + 1.0)
+        e = exponential(logit - top)
+        on_top = logit.equals(top)
+        p, u = e * inverse, select(on_top, r * inverse, 1.0 - e * inverse)
+        cost = select(p > 0.0, p * (log + (top - logit)), 0.0)
+        ratio = select(u > 0.0, cost / u, 1.0)
+        value, scale = focused(call, u, ratio, s * value, get("scale") * s)
+        value = select(s > 0.0, value, 0.0)
         put("value", value)
         add_to_sums(tile, 0, get("value"))
         if gradient is None:
             return ()
-        inverse = 1.0 / (r + 1.0)
-        scale = get("scale") * s
         push = select(z > 0.0, z * lse * 2.0, 0.0)
-        e = exponential(logit - top)
         at = at + get("label_vector")
         put("rest", r)
         put("log", log)

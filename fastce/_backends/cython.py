@@ -55,9 +55,11 @@ def describe(problem: Problem, num_threads: int) -> Plan:
 
 
 def quick(overrides: tuple[ContextVar[Any], ...]) -> Quick:
-    """Return what does small plain calls, on the ISA that is in use where none is forced."""
-    loss, grad = (_threads.most_logits_of_one_thread(output) for output in (Output.LOSS, Output.GRAD))
-    return _core.Quick(overrides, default_isa().encode(), loss, grad, _threads.LOGITS_PER_ROW)
+    """Return what does plain calls, on the ISA that is in use where none is forced."""
+    loss, grad = (_threads.logits_per_thread(output) for output in (Output.LOSS, Output.GRAD))
+    limit, _ = _settings.default_thread_limit()
+    isa = default_isa().encode()
+    return _core.Quick(overrides, isa, _settings.OVERRIDES, limit, loss, grad, _threads.LOGITS_PER_ROW)
 
 
 def config() -> dict[str, Any]:

@@ -9,7 +9,8 @@ float64. With x a row of logits, q the target measure and z the weight of the z-
     loss = Q*log1p(r) + sum over q_k > 0 of q_k*(m - x_k) + z*lse^2
     d loss/dx_k = (Q + 2*z*lse)*p_k - q_k,    p_k = exp(x_k - m)/(1 + r)
 
-With a temperature T or a softcap c, x stands for c*tanh(x/T/c), or x/T, whose derivative multiplies the gradient.
+With a temperature T or a softcap c, x stands for c*tanh(x/T/c), or x/T, whose derivative multiplies the gradient. With
+a gamma, each row's loss and gradient are multiplied by what `_focus` says.
 
 What is made of probabilities, and the element-wise losses, are the formulas of `fastce._problem.Kind`.
 """
@@ -83,7 +84,7 @@ def run(problem: Problem, num_threads: int) -> Totals:
         if p.output is Output.LSE:
             return _store(p, np.where(np.isinf(top), top, top + np.log1p(r)))
         if p.output is Output.SOFTMAX:
-            return _store(p, out=e / (1 + r)[:, None])
+            return _store(p, out=(_row_scale(p) / (1 + r)).astype(p.real)[:, None] * e)
         if p.output is Output.LOG_SOFTMAX:
             return _store(p, out=x - top[:, None] - np.log1p(r)[:, None])
         return _loss(p, x, e, top.astype(np.float64), first, r.astype(np.float64), offset, slope)
@@ -167,11 +168,14 @@ def _loss(
     loss += q_sum * np.log1p(r)
     if p.z_loss:
         loss += z * lse * lse
+    scale = _row_scale(p)
+    if p.gamma:
+        focus, focus_slope = _focus(p, np.log1p(r) + (top - x[rows, y]))
+        loss, scale = loss * focus, scale * focus_slope
     loss[ignored] = 0
 
     out = None
     if p.output is Output.GRAD:
-        scale = _row_scale(p)
         pull = 2 * z * lse if p.z_loss else np.zeros(p.n_rows)
         on_top, others = np.where(y == first, at, 0), np.where(y == first, 0, at)
         out = (scale * (q_sum + pull) / (1 + r)).astype(p.real)[:, None] * e
@@ -186,6 +190,16 @@ def _loss(
         out = out * slope
         out[ignored] = 0
     return _store(p, loss, out)._replace(loss=_sum(loss), weight=checked.weight)
+
+
+def _focus(p: Problem, c: Array) -> tuple[Array, Array]:
+    """Return what a focal loss multiplies cross entropies c by, and their gradients.
+
+    With u = 1 - exp(-c) they are u^gamma, and u^gamma + gamma*u^(gamma - 1)*(1 - u)*c.
+    """
+    u = -np.expm1(-c)
+    power = u**p.gamma
+    return power, power + np.where(np.isinf(c) | (u == 0), 0, p.gamma * power / u * np.exp(-c) * c)
 
 
 def _statistics(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Array) -> Totals:
@@ -209,6 +223,8 @@ def _statistics(p: Problem, x: Array, e: Array, top: Array, first: Array, r: Arr
         "rank": np.where(unlabelled, -1, (x > logit[:, None]).sum(axis=1)),
         "margin": np.where(unlabelled, np.nan, logit - np.fmax.reduce(others, axis=1)),
         "correct": ~unlabelled & (first == y),
+        "maximum": top,
+        "rest": r,
     }
     for name, array in p.statistics._asdict().items():
         if array is not None:

@@ -61,7 +61,7 @@ typedef enum fastce_output {
     FASTCE_LOSS = 0,    /* row_values: losses */
     FASTCE_GRAD,        /* row_values: losses; out: gradient times grad_scale and grad_output */
     FASTCE_LSE,         /* row_values: log of the sum of exponentials */
-    FASTCE_SOFTMAX,     /* out */
+    FASTCE_SOFTMAX,     /* out: probabilities times grad_scale and grad_output */
     FASTCE_LOG_SOFTMAX, /* out */
     FASTCE_STATISTICS,  /* statistics, of logits with labels or without a target */
     FASTCE_OUTPUT_COUNT
@@ -114,6 +114,8 @@ typedef struct fastce_statistics {
     int64_t *rank;            /* number of logits that are greater than the label's */
     void *margin;             /* the label's logit minus the best other one */
     unsigned char *correct;   /* whether argmax is the label */
+    void *maximum;            /* m, the greatest logit; NaN where one is */
+    void *rest;               /* the sum of exp(x_k - m) but for one class at m; NaN where m is not finite */
 } fastce_statistics;
 
 /* Rows are numbered in C order of shape. For a row with sample weight s (1 without sample_weight),
@@ -122,8 +124,9 @@ typedef struct fastce_statistics {
  *     sparse   the same with target_k the sum of the probabilities of entries k of the row's list, -1 being no entry; and
  *              with spread_missing, for classes without an entry, their parts of what the sum of all lacks to 1
  * and z = s * z_loss, the loss of an element-wise kind being multiplied by s * factor in all. With temperature or softcap
- * LOGITS x stand for softcap * tanh(x / temperature / softcap), and the gradient is that of x. A row whose label is
- * ignore_index, or whose sample weight is 0, is ignored: its logits are not read, its row value and its gradient are 0. */
+ * LOGITS x stand for softcap * tanh(x / temperature / softcap), and the gradient is that of x. With gamma a row of LOGITS
+ * that costs q_label * c, c = -log(p), costs q_label * (1 - p)^gamma * c: with labels, and without class_vector, z_loss,
+ * temperature and softcap. A row whose label is ignore_index, or whose sample weight is 0, is ignored: its logits are not read, its row value and its gradient are 0. */
 typedef struct fastce_problem {
     fastce_output output;
     fastce_target target_kind;
@@ -146,7 +149,7 @@ typedef struct fastce_problem {
     fastce_kind kind;     /* other than LOGITS: output LOSS or GRAD, for divergences LOSS */
     double clip;          /* probabilities are taken as at least this and at most 1 - clip; 0 for none */
     double temperature;   /* of TEACHER, and of LOGITS where neither 0 nor 1 */
-    double gamma;         /* of BINARY_LOGITS */
+    double gamma;         /* of BINARY_LOGITS; and of LOGITS with labels alone, a focal loss: see above */
     double positive;      /* of the binary kinds, where positive_weight multiplies it */
     double negative;
     fastce_array factor; /* any dtype, optional, of element-wise kinds: a weight that totals.weight leaves out */

@@ -9,6 +9,7 @@ typedef struct results {
     real label_logit[VISIT_ROWS], label_exp[VISIT_ROWS]; /* exp(label_logit - max); 0 where there is no label */
     real log_total[VISIT_ROWS];                          /* log1p(rest) */
     real sound[VISIT_ROWS];                              /* 0 where the label's logit could not serve as max */
+    real slope[VISIT_ROWS];                              /* of a focal loss, where it served: see focus_vectors */
     real value[VISIT_ROWS];
 } results;
 
@@ -91,6 +92,34 @@ static void add_values(const rows *r, const real *value, chunk_state *state) {
     add_losses(r, value, &total, state);
 }
 
+/* What a focal loss makes of rows whose label's logit served as maximum: u = r / (1 + r) is the probability of the other
+ * classes, cross entropy log1p(r) becomes u^gamma log1p(r), and its gradient is multiplied by slope, which is
+ * u^gamma (1 + gamma log1p(r) / r). In other rows u is 1, and the rest of the slope 0, in the type of the arithmetic: they are those of cross entropy. */
+static INLINE void focus_vectors(const fastce_problem *q, const vec *rest, vec *log_total, vec *slope, int count) {
+    const vec zero = v_set1(0), one = v_set1(1), least = v_set1(SMALLEST_NORMAL);
+    const power gamma = power_of(q->gamma);
+    vec focus[4];
+    for (int j = 0; j < count; j++) focus[j] = v_max(least, v_div(rest[j], v_add(one, rest[j])));
+    power_vectors(focus, &gamma, count);
+    for (int j = 0; j < count; j++) {
+        const mask some = v_gt(rest[j], zero);
+        focus[j] = v_select(some, focus[j], zero);
+        slope[j] = v_mul(focus[j], v_fma(gamma.g, v_select(some, v_div(log_total[j], rest[j]), one), one));
+        log_total[j] = v_mul(focus[j], log_total[j]);
+    }
+}
+
+static INLINE vec slopes_of(const fastce_problem *q, vec rest) {
+    vec log_total = rest, slope;
+    log1p_vectors(&log_total, 1);
+    focus_vectors(q, &rest, &log_total, &slope, 1);
+    return slope;
+}
+
+static __attribute__((noinline)) real slope_of_one(const fastce_problem *q, real rest) {
+    return first_lane(slopes_of(q, v_set1(rest)));
+}
+
 /* mass of plain rows is their labels', without distance or z. */
 static void finish(const task *t, const rows *r, results *s, bool plain, chunk_state *state) {
     const fastce_problem *q = t->problem;
@@ -106,6 +135,13 @@ static void finish(const task *t, const rows *r, results *s, bool plain, chunk_s
             int64_t i = group + j * LANES, n = r->count - i;
             if (n <= 0) break;
             v_store(&s->log_total[i], log_total[j]);
+            if (t->focal) {
+                const vec rest = v_load(&s->rest[i]), of_others = log_total[j];
+                vec slope;
+                focus_vectors(q, &rest, &log_total[j], &slope, 1);
+                v_store(&s->slope[i], slope);
+                log_total[j] = v_select(v_gt(v_load(&s->sound[i]), zero), log_total[j], of_others);
+            }
             vec value = v_mul(v_from_doubles(mass + i), log_total[j]);
             if (!plain) {
                 vec lse = v_add(v_load(&s->max[i]), log_total[j]);
@@ -183,6 +219,12 @@ static INLINE gradient plain_gradient(double scale, double share, real rest) {
     return g;
 }
 
+/* What multiplies the gradient of cross entropy in a row whose label's logit served as maximum. */
+static INLINE double plain_scale(const task *t, const rows *r, const results *s, int64_t i) {
+    const double scale = r->grad_scale[i] * r->label_mass[i];
+    return t->focal ? scale * (double)s->slope[i] : scale;
+}
+
 static INLINE double lse_of_row(const rows *r, const results *s, int64_t i) {
     return (double)s->max[i] + (double)s->log_total[i] + (r->offset ? r->offset[i] : 0);
 }
@@ -207,11 +249,12 @@ static INLINE gradient gradient_of_row(const task *t, const rows *r, const resul
     const fastce_problem *q = t->problem;
     if (q->target_kind == FASTCE_NO_TARGET)
         return (gradient){
-            .factor = q->output == FASTCE_SOFTMAX ? 1 / (1 + s->rest[i]) : 1, .lowered = 1, .constant = NOTHING};
+            .factor = q->output == FASTCE_SOFTMAX ? (real)(r->grad_scale[i] * (double)(1 / (1 + s->rest[i]))) : 1,
+            .lowered = 1,
+            .constant = NOTHING};
     if (!t->needs_max && s->sound[i] != 0) {
         const double share = share_at_max(s->rest[i], 1 / (1 + s->rest[i]));
-        return t->plain ? plain_gradient(r->grad_scale[i] * r->label_mass[i], share, s->rest[i])
-                        : even_gradient(t, r, s, i, share);
+        return t->plain ? plain_gradient(plain_scale(t, r, s, i), share, s->rest[i]) : even_gradient(t, r, s, i, share);
     }
     bool labels = q->target_kind == FASTCE_LABELS, vector = q->class_vector != NULL;
     double rest = (double)s->rest[i], top = 1 / (1 + rest), scale = r->grad_scale[i], weight = r->weight[i];
@@ -249,20 +292,22 @@ static INLINE void find_quotients(const results *s, int64_t first, int64_t end, 
 }
 
 /* Of rows [first, end), all plain. */
-static void find_plain_gradients(const rows *r, const results *s, int64_t first, int64_t end, gradients *restrict g) {
+static void find_plain_gradients(const task *t, const rows *r, const results *s, int64_t first, int64_t end,
+                                 gradients *restrict g) {
     real quotient[VISIT_ROWS];
+    double scale[VISIT_ROWS];
     int lowered = 0;
     find_quotients(s, first, end, quotient);
+    for (int64_t i = first; i < end; i++) scale[i] = plain_scale(t, r, s, i);
     for (int64_t i = first; i < end; i++) {
-        const double scale = r->grad_scale[i] * r->label_mass[i], share = share_at_max(s->rest[i], quotient[i]);
-        g->factor[i] = (real)(scale * share);
-        g->at_label[i] = (real)(scale * share) * -s->rest[i];
-        lowered |= must_lower(scale * share);
+        const double share = share_at_max(s->rest[i], quotient[i]);
+        g->factor[i] = (real)(scale[i] * share);
+        g->at_label[i] = (real)(scale[i] * share) * -s->rest[i];
+        lowered |= must_lower(scale[i] * share);
     }
     g->any_lowered = lowered;
     for (int64_t i = first; i < end && lowered; i++) {
-        double scale = r->grad_scale[i] * r->label_mass[i];
-        gradient one = plain_gradient(scale, share_at_max(s->rest[i], quotient[i]), s->rest[i]);
+        gradient one = plain_gradient(scale[i], share_at_max(s->rest[i], quotient[i]), s->rest[i]);
         g->factor[i] = one.factor;
         g->at_label[i] = one.at_label;
         g->lowered[i] = one.lowered;
@@ -277,6 +322,12 @@ static void find_log_totals(results *s, int64_t first, int64_t end) {
         log1p_vectors(x, 4);
         for (int j = 0; j < 4; j++) v_store(&s->log_total[i + j * LANES], x[j]);
     }
+}
+
+/* The slopes of a focal loss in rows [first, end). */
+static void find_slopes(const task *t, results *s, int64_t first, int64_t end) {
+    for (int64_t i = first / LANES * LANES; i < end; i += LANES)
+        v_store(&s->slope[i], slopes_of(t->problem, v_load(&s->rest[i])));
 }
 
 /* The same where there is z-loss, for which log_total is known, or something spread evenly, and each label served as

@@ -153,6 +153,44 @@ static INLINE void log_vectors(vec *x, int count) {
     }
 }
 
+/* The exponent of a power, and its parts: high times the exponent of any number is exact. */
+typedef struct power {
+    vec g, high, low;
+} power;
+
+static INLINE power power_of(double g) {
+    const double most = ROUNDING / 6, x = g < most ? g : most; /* integers near it, and sums of them, are exact */
+    const double step = x * (double)((int64_t)1 << (62 - MANTISSA_BITS)), high = (x + step) - step;
+    return (power){v_set1((real)x), v_set1((real)high), v_set1((real)(x - high))};
+}
+
+/* x^g for n vectors of x from the smallest normal number to 1, and g > 0: 0 below the smallest normal number. Error below
+ * 2 + g ULP, relative: the logarithm is not rounded as a whole, as its error times g would be that of the result.
+ *   1. x = 2^e (1 + f), |log2(1 + f)| <= 1/2
+ *   2. g e = n + r, g log2(1 + f) = n' + r', with integers n and n'
+ *   3. x^g = 2^(n + n') exp((r + r') ln 2) */
+static INLINE void power_vectors(vec *x, const power *p, int count) {
+    const vec rounding = v_set1(ROUNDING), zero = v_set1(0);
+    vec e[4], f[4], n[4], none[4], scale;
+    for (int j = 0; j < count; j++) {
+        e[j] = exponent_of(x[j], &scale);
+        f[j] = v_fma(x[j], scale, v_set1(-1));
+        none[j] = zero;
+    }
+    log_scaled(f, none, count);
+    for (int j = 0; j < count; j++) {
+        const vec log2 = v_mul(f[j], v_set1(LOG2_E)), of_e = v_max(v_set1(-ROUNDING / 6), v_mul(p->high, e[j]));
+        const vec whole = v_sub(v_add(of_e, rounding), rounding);
+        const vec more = v_sub(v_fma(p->g, log2, rounding), rounding);
+        const vec rest = v_fma(p->low, e[j], v_sub(v_mul(p->high, e[j]), whole));
+        n[j] = v_max(v_set1(-EXPONENT_BIAS), v_add(whole, more));
+        x[j] = v_mul(v_add(rest, v_fma(p->g, log2, v_sub(zero, more))), v_set1(LN2));
+    }
+    exp_vectors(x, count);
+    for (int j = 0; j < count; j++)
+        x[j] = v_mul(x[j], v_from_bits(i_to_exponent(v_bits(v_add(n[j], v_set1(ROUNDING + EXPONENT_BIAS))))));
+}
+
 static INLINE real log1p_one(real x) {
     vec v = v_set1(x);
     log1p_vectors(&v, 1);

@@ -300,7 +300,7 @@ static INLINE void finish_vectors(const task *t, const rows *r, int64_t i, int c
                                   vec *rest, lane_state *a, few_sums *sums) {
     const vec zero = v_set1(0), mass = v_set1((real)t->problem->target_scale);
     const bool some = !r->all_kept || i + count * LANES > r->count;
-    vec value[4];
+    vec value[4], slope[4];
     for (int j = 0; j < count && some; j++) { /* rows visited for their neighbours' sake, and none at all */
         mask none = v_gt(zero, label[j]);
         logit[j] = v_select(none, zero, logit[j]);
@@ -312,6 +312,10 @@ static INLINE void finish_vectors(const task *t, const rows *r, int64_t i, int c
     if (!t->plain) return;
     for (int j = 0; j < count; j++) value[j] = rest[j];
     log1p_vectors(value, count);
+    if (t->focal) {
+        focus_vectors(t->problem, rest, value, slope, count);
+        for (int j = 0; j < count; j++) v_store(&a->s.slope[i + j * LANES], slope[j]);
+    }
     for (int j = 0; j < count; j++) {
         value[j] = v_mul(r->uniform ? mass : v_from_doubles(r->label_mass + i + j * LANES), value[j]);
         if (some) value[j] = v_select(v_gt(zero, label[j]), zero, value[j]);
@@ -818,7 +822,7 @@ static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratc
         }
     }
     if (plain)
-        find_plain_gradients(r, s, 0, r->count, &g);
+        find_plain_gradients(t, r, s, 0, r->count, &g);
     else if (all_sound && !t->needs_max)
         find_even_gradients(t, r, s, 0, r->count, &g);
     else

@@ -7,11 +7,13 @@ typedef float real;
 typedef uint32_t real_bits;
 
 enum { MANTISSA_BITS = 23, EXPONENT_BIAS = 127 };
+#define SMALLEST_NORMAL 0x1p-126f
 
 /* exp: beyond EXP_LOWEST the result is exactly 0; EXP_HIGHEST keeps the exponent within its field. */
 #define EXP_LOWEST -88.03f /* -127 ln 2: the exponent's field is 0, and so are the bits of a fraction */
 #define EXP_HIGHEST 88.3f
 #define LOG2_E 0x1.715476p+0f
+#define LN2 0x1.62e430p-1f
 #define LN2_HIGH 0x1.62e4p-1f /* 15 bits: x - n LN2_HIGH / EXP_STEPS is exact */
 #define LN2_LOW 0x1.7f7d1cp-20f
 #define ROUNDING 0x1.8p23f

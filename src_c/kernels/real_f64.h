@@ -5,10 +5,12 @@ typedef double real;
 typedef uint64_t real_bits;
 
 enum { MANTISSA_BITS = 52, EXPONENT_BIAS = 1023 };
+#define SMALLEST_NORMAL 0x1p-1022
 
 #define EXP_LOWEST -709.2
 #define EXP_HIGHEST 709.3
 #define LOG2_E 0x1.71547652b82fep+0
+#define LN2 0x1.62e42fefa39efp-1
 #define LN2_HIGH 0x1.62e42feep-1
 #define LN2_LOW 0x1.a39ef35793c76p-33
 #define ROUNDING 0x1.8p52

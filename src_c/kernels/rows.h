@@ -477,8 +477,9 @@ static INLINE void flush_stage(const task *t, const rows *r, results *s, row_scr
     if (w->staged_rows == 0) return;
     gradients g;
     if (t->problem->z_loss != 0) find_log_totals(s, first, end);
+    if (t->focal) find_slopes(t, s, first, end);
     if (t->plain)
-        find_plain_gradients(r, s, first, end, &g);
+        find_plain_gradients(t, r, s, first, end, &g);
     else if (!t->needs_max)
         find_even_gradients(t, r, s, first, end, &g);
     for (int64_t i = first; i < end; i++) {
@@ -812,6 +813,7 @@ static INLINE bool settle_row(const task *t, const rows *r, results *s, int64_t 
     const bool sound = sum <= LARGEST_SHIFTED_SUM;
     if (sound) {
         set_shifted(t, r, s, i, sum, spread);
+        if (t->focal && t->problem->out.data && !w->staged) s->slope[i] = slope_of_one(t->problem, s->rest[i]);
     } else {
         s->sound[i] = 0;
         *plain = false;

@@ -111,7 +111,7 @@ typedef struct transform {
 
 /* A positive number in the type of the arithmetic, where neither it nor its inverse is 0. */
 static real normal(double x) {
-    const double least = sizeof(real) == 4 ? FLT_MIN : DBL_MIN;
+    const double least = SMALLEST_NORMAL;
     return (real)(x < least ? least : x > 1 / least ? 1 / least : x);
 }
 

@@ -2,6 +2,7 @@
  * class at the maximum, and y its label,
  *     lse = m + log1p(r)      loss = log1p(r) + (m - x_y)      entropy = log1p(r) + sum of (m - x_k) exp(x_k - m) / (1 + r)
  *     target_probability = exp(x_y - m) / (1 + r)      rank = how many x_k > x_y      margin = x_y - max of the others
+ * and m and r themselves, of which partial results are made.
  * A row that is ignored, or has no label, has no answer to what is asked of its label. */
 
 /* A row while its classes pass: what has been seen of it. */
@@ -162,8 +163,12 @@ static void answer_rows(const task *t, const rows *r, seen_rows *a) {
         v_store(&margin[i], v_select(has_label, v_sub(logit, v_load(&a->best_other[i])), nan));
     }
     for (int64_t i = 0; i < r->count; i++) entropy[i] = (real)((double)log_total[i] + a->spread[i] / (1 + a->rest[i]));
-    for (int64_t i = 0; i < r->count; i++)
-        if (sound[i] == 0) look_at_special(t, r->logits + row_of(r, i) * r->logits_step, &a->argmax[i], &lse[i]);
+    for (int64_t i = 0; i < r->count; i++) {
+        if (sound[i] != 0) continue;
+        look_at_special(t, r->logits + row_of(r, i) * r->logits_step, &a->argmax[i], &lse[i]);
+        a->max[i] = lse[i];
+        rest[i] = NAN;
+    }
     bool correct[VISIT_ROWS];
     for (int64_t i = 0; i < r->count; i++) correct[i] = r->label[i] >= 0 && a->argmax[i] == r->label[i];
     for (int64_t i = 0; i < r->count; i++) a->rank[i] = r->label[i] < 0 ? -1 : a->rank[i];
@@ -175,6 +180,8 @@ static void answer_rows(const task *t, const rows *r, seen_rows *a) {
     put_answers(to->argmax, r, a->argmax, sizeof *a->argmax);
     put_answers(to->rank, r, a->rank, sizeof *a->rank);
     put_answers(to->correct, r, correct, sizeof *correct);
+    put_answers(to->maximum, r, a->max, sizeof *a->max);
+    put_answers(to->rest, r, rest, sizeof *rest);
 }
 
 /* The same for vectors of rows. */
@@ -279,7 +286,7 @@ static void visit_statistics_lanes(const task *t, rows *r, char *scratch) {
     const fastce_problem *q = t->problem;
     const fastce_statistics *to = q->statistics;
     const bool about_label = to->rank || to->margin;
-    const bool sums = to->lse || to->loss || to->entropy || to->target_probability;
+    const bool sums = to->lse || to->loss || to->entropy || to->target_probability || to->rest;
     const bool neighbours = r->consecutive && r->count % GROUP == 0 && q->logits.dtype == real_dtype();
     const bool direct = neighbours && t->logits_direct;
     real *room = (real *)scratch;
@@ -320,7 +327,7 @@ static INLINE void visit_statistics_as(const task *t, rows *r, statistics_scratc
     const fastce_problem *q = t->problem;
     const fastce_statistics *to = q->statistics;
     const bool about_label = to->rank || to->margin;
-    const bool sums = to->lse || to->loss || to->entropy || to->target_probability;
+    const bool sums = to->lse || to->loss || to->entropy || to->target_probability || to->rest;
     seen_rows seen;
     for (int64_t i = 0; i < r->count; i++) {
         const char *row = r->logits + row_of(r, i) * r->logits_step;

@@ -222,7 +222,8 @@ static int64_t load_targets(const task *t, const char *const at[], const ptrdiff
         fill_uniform(q, r);
         sums->weight += (double)count; /* exact beside other counts */
     }
-    if (q->output == FASTCE_GRAD) fill_grad_scale(q, at[GRAD_OUTPUT], step[GRAD_OUTPUT], r);
+    if (q->output == FASTCE_GRAD || q->output == FASTCE_SOFTMAX)
+        fill_grad_scale(q, at[GRAD_OUTPUT], step[GRAD_OUTPUT], r);
     return -1;
 }
 

@@ -31,9 +31,13 @@ typedef struct inputs {
     fastce_target target_kind;
     fastce_dtype target_dtype;
     int64_t *labels;
-    double *dense;
+    double *dense;                  /* of a sparse target, what its lists stand for */
+    double *listed, *probabilities; /* n_listed a row */
+    int64_t n_listed;
+    bool spread_missing;
     double *sample_weight, *grad_output, *class_weight, *class_vector;
     double target_scale, z_loss, grad_scale;
+    double temperature, softcap, gamma; /* 0 where there is none */
     bool has_ignore_index;
     int64_t ignore_index;
 } inputs;
@@ -53,6 +57,8 @@ static inline void free_inputs(inputs *in) {
     free(in->x);
     free(in->labels);
     free(in->dense);
+    free(in->listed);
+    free(in->probabilities);
     free(in->sample_weight);
     free(in->grad_output);
     free(in->class_weight);
@@ -101,7 +107,16 @@ static inline pages new_pages(void) {
     return (pages){p + page, p + page + size};
 }
 
-enum { PAGES_LOGITS, PAGES_TARGET, PAGES_WEIGHT, PAGES_OUT, PAGES_GRAD_OUTPUT, PAGES_VALUES, PAGES_COUNT };
+enum {
+    PAGES_LOGITS,
+    PAGES_TARGET,
+    PAGES_WEIGHT,
+    PAGES_OUT,
+    PAGES_GRAD_OUTPUT,
+    PAGES_VALUES,
+    PAGES_BESIDE,
+    PAGES_COUNT
+};
 
 static inline pages pages_of(int which) {
     static pages made[PAGES_COUNT];
@@ -183,7 +198,7 @@ typedef struct way {
 
 typedef struct call {
     fastce_problem problem;
-    view logits, target, sample_weight, out, grad_output;
+    view logits, target, probabilities, sample_weight, out, grad_output;
     char *values;
     const inputs *in;
 } call;
@@ -228,17 +243,34 @@ static inline void prepare(call *c, const inputs *in, fastce_output output, cons
         }
         attach(&c->problem.out, &c->out);
     }
+    if (in->grad_output && (output == FASTCE_GRAD || output == FASTCE_SOFTMAX)) {
+        c->grad_output = lay_out(PAGES_GRAD_OUTPUT, w->logits, in->shape, 0, FASTCE_F64);
+        for (int64_t i = 0; i < n; i++) put_row(&c->grad_output, i, in->grad_output + i, 1);
+        attach(&c->problem.grad_output, &c->grad_output);
+    }
     if (!takes_target) return;
 
     c->problem.class_weight = in->class_weight;
     c->problem.class_vector = in->class_vector;
     c->problem.z_loss = in->z_loss;
+    c->problem.temperature = in->temperature;
+    c->problem.softcap = in->softcap;
+    c->problem.gamma = in->gamma;
     c->problem.has_ignore_index = in->has_ignore_index;
     c->problem.ignore_index = in->ignore_index;
     if (in->labels) {
         c->target = lay_out(PAGES_TARGET, w->logits, in->shape, 0, in->target_dtype);
         for (int64_t i = 0; i < n; i++)
             put_integer(element(&c->target, i, 0), in->labels[i], in->target_dtype, w->logits.swapped);
+    } else if (in->listed) {
+        c->target = lay_out(PAGES_TARGET, w->logits, in->shape, in->n_listed, in->target_dtype);
+        c->probabilities = lay_out(PAGES_BESIDE, w->logits, in->shape, in->n_listed, FASTCE_F32);
+        for (int64_t i = 0; i < n; i++) put_row(&c->target, i, in->listed + i * in->n_listed, in->n_listed);
+        for (int64_t i = 0; i < n; i++)
+            put_row(&c->probabilities, i, in->probabilities + i * in->n_listed, in->n_listed);
+        attach(&c->problem.probabilities, &c->probabilities);
+        c->problem.n_listed = in->n_listed;
+        c->problem.spread_missing = in->spread_missing;
     } else {
         c->target = lay_out(PAGES_TARGET, w->logits, in->shape, classes, in->target_dtype);
         for (int64_t i = 0; i < n; i++) put_row(&c->target, i, in->dense + i * classes, classes);
@@ -248,11 +280,6 @@ static inline void prepare(call *c, const inputs *in, fastce_output output, cons
         c->sample_weight = lay_out(PAGES_WEIGHT, w->logits, in->shape, 0, FASTCE_F32);
         for (int64_t i = 0; i < n; i++) put_row(&c->sample_weight, i, in->sample_weight + i, 1);
         attach(&c->problem.sample_weight, &c->sample_weight);
-    }
-    if (in->grad_output && output == FASTCE_GRAD) {
-        c->grad_output = lay_out(PAGES_GRAD_OUTPUT, w->logits, in->shape, 0, FASTCE_F64);
-        for (int64_t i = 0; i < n; i++) put_row(&c->grad_output, i, in->grad_output + i, 1);
-        attach(&c->problem.grad_output, &c->grad_output);
     }
 }
 

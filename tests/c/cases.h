@@ -10,8 +10,13 @@ typedef struct option {
     fastce_dtype target_dtype;
     bool class_weight, class_vector, sample_weight, ignored, scaled;
     double target_scale, z_loss;
+    double temperature, softcap, gamma;
+    bool spread_missing;
 } option;
 
+#define EVERYTHING                                                                                                     \
+    .class_weight = true, .class_vector = true, .sample_weight = true, .scaled = true, .target_scale = 0.9,            \
+    .z_loss = 0x1p-10
 static const option options[] = {
     {"labels", FASTCE_LABELS, FASTCE_I64, .target_scale = 1},
     {"scaled gradient", FASTCE_LABELS, FASTCE_I32, .scaled = true, .target_scale = 1},
@@ -20,11 +25,22 @@ static const option options[] = {
     {"sample weights", FASTCE_LABELS, FASTCE_U32, .sample_weight = true, .target_scale = 1},
     {"ignored rows", FASTCE_LABELS, FASTCE_I64, .ignored = true, .target_scale = 1},
     {"z-loss", FASTCE_LABELS, FASTCE_I64, .z_loss = 0x1p-10, .target_scale = 1},
-    {"labels with everything", FASTCE_LABELS, FASTCE_U64, true, true, true, true, true, 0.9, 0x1p-10},
+    {"labels with everything", FASTCE_LABELS, FASTCE_U64, EVERYTHING, .ignored = true},
     {"dense", FASTCE_DENSE, FASTCE_F32, .target_scale = 1},
     {"one-hot", FASTCE_DENSE, FASTCE_BOOL, .target_scale = 1},
     {"dense integers", FASTCE_DENSE, FASTCE_U8, .class_weight = true, .target_scale = 1},
-    {"dense with everything", FASTCE_DENSE, FASTCE_F64, true, true, true, false, true, 0.9, 0x1p-10},
+    {"dense with everything", FASTCE_DENSE, FASTCE_F64, EVERYTHING, .ignored = false},
+    {"temperature", FASTCE_LABELS, FASTCE_I32, .target_scale = 1, .temperature = 2},
+    {"temperature with everything", FASTCE_LABELS, FASTCE_I64, EVERYTHING, .ignored = true, .temperature = 2},
+    {"softcap", FASTCE_LABELS, FASTCE_I64, .ignored = true, .target_scale = 1, .softcap = 8},
+    {"softcap of a dense target", FASTCE_DENSE, FASTCE_F32, .scaled = true, .target_scale = 1, .softcap = 8,
+     .temperature = 2},
+    {"lists", FASTCE_SPARSE, FASTCE_I32, .target_scale = 1},
+    {"lists with everything", FASTCE_SPARSE, FASTCE_I16, EVERYTHING, .ignored = false, .temperature = 2,
+     .spread_missing = true},
+    {"focal", FASTCE_LABELS, FASTCE_I32, .target_scale = 1, .gamma = 2},
+    {"focal with weights", FASTCE_LABELS, FASTCE_I64, .class_weight = true, .sample_weight = true, .ignored = true,
+     .scaled = true, .target_scale = 0.75, .gamma = 0.3},
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 
@@ -39,6 +55,32 @@ static inline void fill_logits(inputs *in, int64_t row) {
     if (row % 4 == 3) x[top] = 40, x[label] = -40;
 }
 
+/* Lists with duplicates and padding; a row's masses are 5/8 at most together. */
+static inline void fill_lists(inputs *in) {
+    int64_t n = in->n_rows, classes = in->n_classes, length = in->n_listed = 5;
+    in->listed = allocate(n * length, sizeof(double));
+    in->probabilities = allocate(n * length, sizeof(double));
+    in->dense = allocate(n * classes, sizeof(double));
+    bool *there = allocate(classes, sizeof *there);
+    for (int64_t i = 0; i < n; i++) {
+        double sum = 0, *dense = in->dense + i * classes;
+        int64_t others = classes;
+        memset(there, 0, (size_t)classes * sizeof *there);
+        for (int64_t j = 0; j < length; j++) {
+            int64_t k = random_below(4) == 0 ? -1 : random_below(classes);
+            double mass = (double)random_below(5) / 32;
+            in->listed[i * length + j] = (double)k;
+            in->probabilities[i * length + j] = mass;
+            if (k < 0) continue;
+            dense[k] += mass, sum += mass, others -= !there[k];
+            there[k] = true;
+        }
+        for (int64_t k = 0; k < classes && in->spread_missing; k++)
+            if (!there[k]) dense[k] = (1 - sum) / (double)others;
+    }
+    free(there);
+}
+
 static inline inputs make_inputs(const option *o, int64_t outer, int64_t inner, int64_t classes) {
     inputs in = new_inputs(outer, inner, classes);
     int64_t n = in.n_rows;
@@ -46,6 +88,10 @@ static inline inputs make_inputs(const option *o, int64_t outer, int64_t inner, 
     in.target_dtype = o->target_dtype;
     in.target_scale = o->target_scale;
     in.z_loss = o->z_loss;
+    in.temperature = o->temperature;
+    in.softcap = o->softcap;
+    in.gamma = o->gamma;
+    in.spread_missing = o->spread_missing;
     in.ignore_index = o->target_dtype == FASTCE_U64 ? -5 : -100; /* for unsigned labels 2^64 - 5 */
     in.has_ignore_index = o->ignored;
     if (o->scaled) {
@@ -69,6 +115,8 @@ static inline inputs make_inputs(const option *o, int64_t outer, int64_t inner, 
         in.labels = allocate(n, sizeof *in.labels);
         for (int64_t i = 0; i < n; i++)
             in.labels[i] = o->ignored && random_below(3) == 0 ? in.ignore_index : random_below(classes);
+    } else if (o->target_kind == FASTCE_SPARSE) {
+        fill_lists(&in);
     } else {
         in.dense = allocate(n * classes, sizeof(double));
         for (int64_t i = 0; i < n * classes; i++) {

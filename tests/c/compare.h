@@ -45,8 +45,8 @@ static inline void check_gradient(const inputs *in, const answer *a, const outpu
     long double off_want = 0;
     for (int64_t i = 0; i < in->n_rows * classes; i++) {
         const answer_row *row = &a->rows[i / classes];
-        double bound = grad_bound(row, a->p[i], a->q[i], a->grad[i], f) * fabs((double)row->scale);
-        long double want = a->grad[i] * row->scale;
+        double bound = grad_bound(row, a->p[i], a->q[i], a->grad[i], a->slope[i], f) * fabs((double)row->scale);
+        long double want = a->grad[i] * a->slope[i] * row->scale;
         if (!within(o->out[i], want, bound, stored, &worst.grad)) off = i, off_want = want;
     }
     check(off < 0, "%s: class %lld of row %lld is %.17g, not %.17Lg", describe("gradient", name, in, w),
@@ -70,7 +70,7 @@ static inline void check_target(const inputs *in, const answer *a, const way *w,
     free_outputs(&alone);
 }
 
-/* What has no target: log of the sum of exponentials, softmax, log_softmax. */
+/* What has no target: log of the sum of exponentials, softmax, which is scaled as a gradient is, log_softmax. */
 static inline void check_functions(const inputs *in, const answer *a, const way *w, const char *name) {
     outputs lse = run(in, FASTCE_LSE, w), p = run(in, FASTCE_SOFTMAX, w), log_p = run(in, FASTCE_LOG_SOFTMAX, w);
     format f = arithmetic_of(w->dtype), stored = format_of(w->out_dtype);
@@ -81,9 +81,10 @@ static inline void check_functions(const inputs *in, const answer *a, const way 
     for (int64_t i = 0; i < in->n_rows * classes; i++) {
         const answer_row *row = &a->rows[i / classes];
         long double want = row->finite ? (in->x[i] - row->max) - row->log_total : (long double)NAN;
-        double p_bound = PROBABILITY_ULPS * ulp((double)a->p[i], f);
+        const long double share = row->scale * a->p[i];
+        double p_bound = PROBABILITY_ULPS * ulp((double)share, f);
         double log_bound = LOG_PROBABILITY_ULPS * ulp((double)want, f);
-        p_right &= within(p.out[i], a->p[i], p_bound, stored, &worst.softmax);
+        p_right &= within(p.out[i], share, p_bound, stored, &worst.softmax);
         log_right &= within(log_p.out[i], want, log_bound, stored, &worst.log_softmax);
     }
     check(lse.status == FASTCE_OK && p.status == FASTCE_OK && log_p.status == FASTCE_OK, "%s",

@@ -143,6 +143,14 @@ SPOIL(integer_teacher, q->kind = FASTCE_TEACHER; q->target_kind = FASTCE_DENSE; 
       q->target.dtype = FASTCE_I32)
 SPOIL(cold_logits, q->temperature = -1)
 SPOIL(logits_at_nan, q->temperature = NAN)
+SPOIL(focal, q->gamma = 2)
+SPOIL(negative_focus, q->gamma = -1)
+SPOIL(focus_of_nan, q->gamma = NAN)
+SPOIL(endless_focus, q->gamma = INFINITY)
+SPOIL(focus_with_z_loss, q->gamma = 2; q->z_loss = 1)
+SPOIL(focus_at_temperature, q->gamma = 2; q->temperature = 2)
+SPOIL(focus_with_vector, q->gamma = 2; q->class_vector = w.class_vector)
+SPOIL(focus_of_masses, q->gamma = 2; q->target_kind = FASTCE_DENSE)
 SPOIL(hot_logits, q->temperature = INFINITY)
 SPOIL(negative_softcap, q->softcap = -30)
 SPOIL(softcap_of_nan, q->softcap = NAN)
@@ -238,6 +246,14 @@ static const struct {
     {"gradient of a divergence", gradient_of_divergence, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
     {"binary loss of classes", binary_of_classes, FASTCE_GRAD, FASTCE_BAD_SIZE},
     {"a teacher at temperature 0", cold_teacher, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
+    {"a focal loss of softmax", focal, FASTCE_LSE, FASTCE_BAD_ARGUMENT},
+    {"a negative gamma", negative_focus, FASTCE_LOSS, FASTCE_BAD_ARGUMENT},
+    {"a gamma of NaN", focus_of_nan, FASTCE_LOSS, FASTCE_BAD_ARGUMENT},
+    {"an infinite gamma", endless_focus, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
+    {"gamma and z-loss", focus_with_z_loss, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
+    {"gamma and a temperature", focus_at_temperature, FASTCE_LOSS, FASTCE_BAD_ARGUMENT},
+    {"gamma and a class vector", focus_with_vector, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
+    {"gamma of a dense target", focus_of_masses, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
     {"a negative temperature", cold_logits, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},
     {"a temperature of NaN", logits_at_nan, FASTCE_LOSS, FASTCE_BAD_ARGUMENT},
     {"an infinite temperature", hot_logits, FASTCE_GRAD, FASTCE_BAD_ARGUMENT},

@@ -12,8 +12,12 @@ static const struct {
 };
 enum { SIZES = sizeof sizes / sizeof *sizes, MANY = 1024 };
 
-/* Beside the edge of a block the plainest and the fullest kinds of target say what there is to say. */
+/* Beside the edge of a block the plainest and the fullest kinds of target say what there is to say; of rows that are
+ * staged, some numbers of classes on either side of each choice. */
 static bool is_worth_it(const option *option, int64_t classes) {
+    const bool staged = option->temperature > 0 || option->softcap > 0 || option->target_kind == FASTCE_SPARSE;
+    if (staged && classes > 3 && classes != 17 && classes != 32 && classes != 33 && classes != 67 && classes != 2049)
+        return false;
     return (classes != 2047 && classes != 2048) || option == options || option->z_loss > 0;
 }
 
