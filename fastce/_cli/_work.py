@@ -119,6 +119,11 @@ class Job:
         """Tell whether the objective is the plain loss."""
         return self.problem.class_weight is None and self.problem.class_vector is None
 
+    @property
+    def block_bytes(self) -> int:
+        """What is read for a block."""
+        return BLOCK_BYTES
+
     def found(self, first_row: int = 0) -> Generator[Found, None, None]:
         """Do block after block, from a row on which one begins; the next ones while the caller uses this one."""
         workers = min(self.chosen.num_threads, MOST_BLOCKS)
