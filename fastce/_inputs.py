@@ -103,7 +103,7 @@ def loss_request(
 
     row_grad, factor, grad, grad_view = None, 1.0, None, None
     if gradient:
-        row_grad, factor = _grad_output(grad_output, reduction, positions)
+        row_grad, factor = upstream(grad_output, reduction, positions)
         others = [("target", target)] if sparse is None else [("target", part) for part in sparse]
         others += [("weight", weight), ("sample_weight", sample_weight), ("grad_output", grad_output)]
         grad = _gradient(name, out, given, others)
@@ -209,7 +209,7 @@ def shard_request(
         class_weight = class_weight[mine]
     row_grad, factor, grad = None, 1.0, None
     if gradient:
-        row_grad, factor = _grad_output(grad_output, reduction, x.shape[:-1])
+        row_grad, factor = upstream(grad_output, reduction, x.shape[:-1])
         grad = _gradient("logits", out, given, others)
     problem = replace(request.problem, target_scale=1.0 - smoothing, class_weight=class_weight, grad_output=row_grad)
     return Shard(
@@ -285,7 +285,7 @@ def linear_request(
     linear = LinearRequest(request, x.reshape(n_rows, n_features), w, bias)
     if not gradient:
         return linear
-    row_grad, factor = _grad_output(grad_output, reduction, positions)
+    row_grad, factor = upstream(grad_output, reduction, positions)
     request = request._replace(problem=replace(request.problem, grad_output=row_grad), grad_output=factor)
     others: list[tuple[str, Any]] = [("input", x), ("linear_weight", w), ("linear_bias", bias)]
     others += [("target", part) for part in (target if isinstance(target, tuple) else (target,))]
@@ -364,7 +364,7 @@ def distillation_request(
         raise ValueError(f"teacher_logits: expected the shape of logits, {given.shape}, got shape {teacher.shape}")
     row_grad, factor, grad = None, 1.0, None
     if gradient:
-        row_grad, factor = _grad_output(grad_output, reduction, positions)
+        row_grad, factor = upstream(grad_output, reduction, positions)
         others = {"teacher_logits": teacher, "sample_weight": sample_weight, "grad_output": grad_output}
         grad = _gradient("logits", out, given, others.items())
     problem = Problem(
@@ -892,7 +892,7 @@ def _per_row(name: str, value: Any, positions: tuple[int, ...]) -> Array:
     return array
 
 
-def _grad_output(value: Any, reduction: str, positions: tuple[int, ...]) -> tuple[Array | None, float]:
+def upstream(value: Any, reduction: str, positions: tuple[int, ...]) -> tuple[Array | None, float]:
     """Return what multiplies the gradient: one number for each row, and one for all."""
     if value is None:
         return None, 1.0

@@ -354,6 +354,8 @@ class _Job:
     logits: Any
     blocks: Array
     """Those of the logits, each to be computed; so are the next, with the axes that the arrays have."""
+    starts: list[list[float]]
+    """Where they begin along each axis; NaN where that is unknown."""
     target: list[Array]
     weight: Any
     sample_weight: Array | None
@@ -388,7 +390,8 @@ class _Job:
 
     def block(self, row: Row, shard: int = 0) -> _Block:
         where = self.place(row, shard)
-        starts = [sum(sizes[:i]) for sizes, i in zip(self.logits.chunks, where, strict=True)]
+        starts = [places[i] for places, i in zip(self.starts, where, strict=True)]
+        unknown = any(math.isnan(places[-1]) for places in self.starts)
 
         def part(blocks: Array | None) -> Any:
             if blocks is None:
@@ -405,7 +408,7 @@ class _Job:
             options=self.options,
             class_start=int(starts[self.options.axis]),
             n_classes=int(self.logits.shape[self.options.axis]),
-            origin=None if _is_unknown(self.logits) else tuple(map(int, starts)),
+            origin=None if unknown else tuple(map(int, starts)),
             where=where,
             labelled=self.labelled,
         )
@@ -474,12 +477,14 @@ def _prepare(
         tuple(stand_ins) if sparse else stand_ins[0],
         weight=_like(weight) if isinstance(weight, da.Array) else weight,
         sample_weight=_stand_in("sample_weight", sample_weight, logits, options.axis),
-        gradient=True,
-        grad_output=_stand_in("grad_output", grad_output, logits, options.axis) if by_row else grad_output,
-        out=None,
-        **scales._asdict(),
-        **{name: value for name, value in options._asdict().items() if name not in ("backend", "num_threads")},
+        reduction="sum",  # the others might be worth an array of the whole's size
+        denominator=None,
+        base=None,
+        **{name: getattr(options, name) for name in _OF_LOSSES},
     )
+    _inputs.scales(*scales)
+    row_output = _stand_in("grad_output", grad_output, logits, options.axis) if by_row else grad_output
+    _inputs.upstream(row_output, scales.reduction, request.problem.positions)
     axis = request.axis
     options = options._replace(axis=axis)
     if any(math.isnan(size) for size in logits.chunks[axis]):
@@ -500,6 +505,7 @@ def _prepare(
     return _Job(
         logits=logits,
         blocks=logits.to_delayed(),
+        starts=[list(itertools.accumulate(sizes, initial=0)) for sizes in logits.chunks],
         target=[cut("target", part) for part in given],
         weight=None if weight is None else _whole(weight),
         sample_weight=None if sample_weight is None else cut("sample_weight", sample_weight),

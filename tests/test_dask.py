@@ -195,6 +195,17 @@ def test_lazy() -> None:
             compute(loss, *both)
 
 
+def test_graphs_of_what_is_too_large() -> None:
+    """10^13 logits take no memory before they are computed."""
+    rows, n_classes = 10**8, 128_256
+    for chunks in ((10**6, n_classes), (10**7, n_classes // 4)):
+        logits = da.zeros((rows, n_classes), chunks=chunks, dtype=np.float32)
+        labels = da.zeros(rows, chunks=chunks[0], dtype=np.int64)
+        for reduction in ("mean", "none"):
+            loss, grad = fd.cross_entropy_with_grad(logits, labels, reduction=reduction)
+            assert (loss.shape, grad.shape) == (() if reduction == "mean" else (rows,), (rows, n_classes))
+
+
 def test_partial_results_are_merged_as_a_tree(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
     """One visit of each block of the forward pass; never more than split_every results in one task."""
     sizes: list[int] = []

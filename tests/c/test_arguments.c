@@ -110,6 +110,8 @@ SPOIL(no_values, q->row_values = NULL)
 SPOIL(no_statistics, q->statistics = NULL)
 SPOIL(askew_statistics, q->statistics = moved(&w.statistics, 1))
 SPOIL(askew_rank, w.statistics.rank = moved(w.rank, 4))
+SPOIL(askew_maximum, w.statistics.maximum = moved(w.values, 1))
+SPOIL(askew_rest, w.statistics.rest = moved(w.values, 2))
 SPOIL(askew_values, q->row_values = moved(w.values, 2))
 SPOIL(askew_class_weight, q->class_weight = moved(w.class_weight, 4))
 SPOIL(askew_class_vector, q->class_vector = moved(w.class_vector, 4))
@@ -197,6 +199,8 @@ SPOIL(out_over_class_weight, q->out.data = moved(w.class_weight, -(ptrdiff_t)siz
 SPOIL(values_over_logits, q->row_values = w.logits[2])
 SPOIL(values_over_out, q->row_values = w.out[1])
 SPOIL(statistics_over_one_another, w.statistics.lse = moved(w.rank, 8))
+SPOIL(rest_over_lse, w.statistics.rest = moved(w.lse, 4))
+SPOIL(maximum_over_logits, w.statistics.maximum = w.logits)
 
 static const struct {
     const char *name;
@@ -216,6 +220,8 @@ static const struct {
     {"no statistics", no_statistics, FASTCE_STATISTICS, FASTCE_BAD_POINTER},
     {"statistics askew", askew_statistics, FASTCE_STATISTICS, FASTCE_BAD_POINTER},
     {"rank askew", askew_rank, FASTCE_STATISTICS, FASTCE_BAD_POINTER},
+    {"maximum askew", askew_maximum, FASTCE_STATISTICS, FASTCE_BAD_POINTER},
+    {"rest askew", askew_rest, FASTCE_STATISTICS, FASTCE_BAD_POINTER},
     {"values askew", askew_values, FASTCE_LOSS, FASTCE_BAD_POINTER},
     {"class weight askew", askew_class_weight, FASTCE_LOSS, FASTCE_BAD_POINTER},
     {"class vector askew", askew_class_vector, FASTCE_GRAD, FASTCE_BAD_POINTER},
@@ -304,6 +310,8 @@ static const struct {
     {"out over class weights", out_over_class_weight, FASTCE_GRAD, FASTCE_BAD_OVERLAP},
     {"values over logits", values_over_logits, FASTCE_LOSS, FASTCE_BAD_OVERLAP},
     {"values over out", values_over_out, FASTCE_GRAD, FASTCE_BAD_OVERLAP},
+    {"rest over lse", rest_over_lse, FASTCE_STATISTICS, FASTCE_BAD_OVERLAP},
+    {"maximum over logits", maximum_over_logits, FASTCE_STATISTICS, FASTCE_BAD_OVERLAP},
     {"statistics over one another", statistics_over_one_another, FASTCE_STATISTICS, FASTCE_BAD_OVERLAP},
 };
 
