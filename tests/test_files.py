@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import json
 import os
@@ -429,3 +430,13 @@ def test_bad_zarr(x: Array) -> None:
     Path("file.zarr").write_text("x")
     with pytest.raises(ValueError, match="expected a folder"):
         fastce.open_logits("file.zarr")
+
+
+def test_the_document() -> None:
+    """The examples of docs/files.md, in one session."""
+    text = Path(__file__).parent.with_name("docs").joinpath("files.md").read_text(encoding="utf-8")
+    test = doctest.DocTestParser().get_doctest(text, {}, "docs/files.md", None, None)
+    assert len(test.examples) > 20
+    said: list[str] = []
+    doctest.DocTestRunner().run(test, out=said.append)
+    assert not said, "".join(said)

@@ -132,6 +132,7 @@ def _add_score(commands: Any) -> None:
     add("--output", metavar="FILE", help="write the loss of each row to a .npy file")
     add("--resume", metavar="STATE", help="keep what is done in this file, and go on from there after an interrupt")
     add("--json", action="store_true", help="print one JSON object")
+    add("--dask", metavar="SCHEDULER", help="compute on the Dask cluster at this address, which sees the same files")
     _add_engine(command)
     command.set_defaults(run=_run_score)
 

@@ -132,7 +132,10 @@ class Job:
         with ThreadPoolExecutor(workers, thread_name_prefix="fastce-score") as pool:
             try:
                 for task in self._tasks(first_row):
-                    waiting.append(pool.submit(self._do_all, task, threads))
+                    if self._in_order:
+                        waiting.append(pool.submit(self._do_read, [self._read(block) for block in task], task, threads))
+                    else:
+                        waiting.append(pool.submit(self.do_all, task, threads))
                     if len(waiting) > workers:
                         yield from waiting.popleft().result()
                 while waiting:
@@ -141,15 +144,20 @@ class Job:
                 for future in waiting:
                     future.cancel()
 
+    @property
+    def _in_order(self) -> bool:
+        """Tell whether blocks are best read one after the other, by one thread."""
+        return self.logits.in_order or self.target.in_order
+
     def _tasks(self, first_row: int) -> Iterator[list[Block]]:
         """Cut the work into what a thread does at a time: some blocks, or one of files that are read in their order."""
-        blocks = (block for block in self._blocks() if block.row >= first_row)
-        in_order = self.logits.in_order or self.target.in_order
-        count = 1 if in_order else max(1, TASK_BYTES // BLOCK_BYTES)
+        blocks = (block for block in self.blocks() if block.row >= first_row)
+        count = 1 if self._in_order else max(1, TASK_BYTES // BLOCK_BYTES)
         while task := list(islice(blocks, count)):
             yield task
 
-    def _blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[Block]:
+        """Cut the rows into blocks."""
         problem, row = self.problem, 0
         read = (self.logits,) if problem.dense is None else (self.logits, self.target)
         row_bytes = problem.n_classes * sum(source.dtype.itemsize for source in read)
@@ -159,14 +167,18 @@ class Job:
 
     def begins_block(self, row: int) -> bool:
         """Tell whether a row is the first of a block, or the one after the last."""
-        return row == self.problem.n_rows or any(block.row == row for block in self._blocks())
+        return row == self.problem.n_rows or any(block.row == row for block in self.blocks())
 
-    def _do_all(self, task: list[Block], threads: int) -> list[Found]:
-        return [self._do(block.where, block.row, threads) for block in task]
+    def do_all(self, task: list[Block], threads: int) -> list[Found]:
+        """Do some blocks."""
+        return [self._do(self._read(block), block.row, threads) for block in task]
 
-    def _do(self, where: tuple[slice, ...], first_row: int, threads: int) -> Found:
-        losses = np.empty(math.prod(part.stop - part.start for part in where), self.problem.real)
-        block = self._block(where, losses)
+    def _do_read(self, problems: list[Problem], task: list[Block], threads: int) -> list[Found]:
+        return [self._do(problem, block.row, threads) for problem, block in zip(problems, task, strict=True)]
+
+    def _do(self, block: Problem, first_row: int, threads: int) -> Found:
+        losses = np.empty(block.n_rows, self.problem.real)
+        block = replace(block, row_values=losses)
         loss, weight = self._run(block, first_row, threads)
         values = losses / self.problem.real.type(self.request.unit)
         plain_loss = loss
@@ -176,9 +188,9 @@ class Job:
         right, ignored = count(block)
         return Found(block.n_rows, loss, weight, plain_loss, right, ignored, values)
 
-    def _block(self, where: tuple[slice, ...], losses: Array) -> Problem:
+    def _read(self, block: Block) -> Problem:
         """Return the problem of some rows."""
-        axis = self.request.axis
+        axis, where = self.request.axis, block.where
         index: Index = (*where[:axis], slice(None), *where[axis:])
         labels, dense = None, None
         if self.problem.labels is not None:
@@ -186,7 +198,7 @@ class Job:
         else:
             dense = np.moveaxis(self.target.read(index), axis, -1)
         logits = np.moveaxis(self.logits.read(index), axis, -1)
-        return replace(self.problem, logits=logits, labels=labels, dense=dense, row_values=losses)
+        return replace(self.problem, logits=logits, labels=labels, dense=dense)
 
     def _run(self, problem: Problem, first_row: int, threads: int) -> tuple[float, float]:
         """Do a block: fill its row_values and return the sum of the losses and the weight of the rows."""
