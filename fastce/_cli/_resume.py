@@ -18,8 +18,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 from fastce._cli._console import CommandError
 from fastce._cli._output import replacing
-from fastce._cli._work import Result, Sum
+from fastce._cli._work import Result
 from fastce._files import Source
+from fastce._sums import Sum
 
 SAVE_SECONDS = 2.0
 """Between two states; what is lost at most."""

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastce import _dtypes, _inputs, _pipeline
+from fastce._blocks import BLOCK_BYTES, boxes
 from fastce._cli._console import CommandError
 from fastce._files import Index, Source
 from fastce._problem import Array, Problem
-from fastce._stored import BLOCK_BYTES
+from fastce._sums import Sum
 
 MOST_BLOCKS = 4
 """Blocks that are computed at the same time; more threads than that share blocks."""
@@ -35,23 +36,6 @@ RUN_BYTES = 100_000
 
 TASK_BYTES = 32 << 20
 """What a thread does before it hands over what it has found, of files that are read in any order."""
-
-
-class Sum(NamedTuple):
-    """A compensated sum (Neumaier's): exact to float64's rounding for any number of blocks."""
-
-    total: float = 0.0
-    lost: float = 0.0
-
-    def plus(self, x: float) -> Sum:
-        """Return the sum with one more term."""
-        total = self.total + x
-        large, small = (self.total, x) if abs(self.total) >= abs(x) else (x, self.total)
-        return Sum(total, self.lost + ((large - total) + small if math.isfinite(total) else 0.0))
-
-    @property
-    def value(self) -> float:
-        return self.total + self.lost
 
 
 class Block(NamedTuple):
@@ -161,7 +145,7 @@ class Job:
         problem, row = self.problem, 0
         read = (self.logits,) if problem.dense is None else (self.logits, self.target)
         row_bytes = problem.n_classes * sum(source.dtype.itemsize for source in read)
-        for where in blocks(problem.positions, row_bytes):
+        for where in boxes(problem.positions, max(1, BLOCK_BYTES // max(1, row_bytes))):
             yield Block(row, where)
             row += math.prod(part.stop - part.start for part in where)
 
@@ -216,26 +200,6 @@ class Job:
         elif problem.dense is not None:
             whole = replace(whole, dense=np.broadcast_to(problem.dense[at], whole.logits.shape))
         return BadRow(str(_inputs.bad_row(self.request._replace(problem=whole), global_row)))
-
-
-def blocks(positions: tuple[int, ...], row_bytes: int) -> Iterator[tuple[slice, ...]]:
-    """Cut an array of positions into boxes of about BLOCK_BYTES, each a run of rows in C order."""
-    if 0 in positions:
-        return
-    rows = max(1, BLOCK_BYTES // row_bytes)
-    yield from _boxes(positions, rows)
-
-
-def _boxes(shape: tuple[int, ...], rows: int) -> Iterator[tuple[slice, ...]]:
-    if not shape:
-        yield ()
-        return
-    inside = math.prod(shape[1:])
-    step = max(1, rows // inside)
-    for i in range(0, shape[0], step):
-        part = slice(i, min(i + step, shape[0]))
-        for rest in _boxes(shape[1:], rows) if inside > rows else [tuple(slice(0, n) for n in shape[1:])]:
-            yield (part, *rest)
 
 
 def count(block: Problem) -> tuple[int, int]:
