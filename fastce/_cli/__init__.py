@@ -148,7 +148,7 @@ def _add_demo(commands: Any) -> None:
 def _add_bench(commands: Any) -> None:
     command = commands.add_parser("bench", help="measure this machine, or compare two runs", description=BENCH_HELP)
     add = command.add_argument
-    add("--full", action="store_true", help="every case there is: three quarters of an hour")
+    add("--full", action="store_true", help="every case there is, each measured for longer")
     add("--peers", action="store_true", help='the other systems too (pip install "fastce[peers]")')
     add("--shapes", metavar="NxC,...", help="these shapes only: rows x classes")
     add("--dtype", metavar="D,...", help="float16, bfloat16, float32, float64")
