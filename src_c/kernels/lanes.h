@@ -889,12 +889,17 @@ static void write_kept(const task *t, const rows *r, const lane_state *a, const 
     }
 }
 
-/* Of pairs, the probability of whose other class was kept. */
-static void find_pair_gradients(const rows *r, const real *kept, gradients *g) {
+/* Of pairs, the probability of whose other class was kept: in its place comes the gradient, which float64 holds however
+ * large the scale. */
+static void find_pair_gradients(const rows *r, real *restrict kept, gradients *restrict g) {
     g->any_lowered = false;
-    for (int64_t i = 0; i < r->count; i++) g->factor[i] = (real)(r->grad_scale[i] * r->label_mass[i]);
-    for (int64_t i = 0; i < r->count; i += LANES)
-        v_store(&g->at_label[i], v_sub(v_set1(0), v_mul(v_load(&g->factor[i]), v_load(kept + 2 * i))));
+    for (int64_t i = 0; i < r->count; i += LANES, kept += 2 * LANES)
+        for (int64_t j = 0; j < LANES; j++) {
+            const real e = (real)(r->grad_scale[i + j] * r->label_mass[i + j] * (double)kept[j]);
+            g->factor[i + j] = 1;
+            g->at_label[i + j] = -e;
+            kept[j] = e;
+        }
 }
 
 static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratch *w, chunk_state *state, bool direct,
