@@ -222,6 +222,15 @@ static int64_t visit_run(const call *c, run *u, int64_t count, chunk_state *stat
     start_rows(&batch, &u->waiting);
     for (int64_t done = 0; done < count; done += batch.count) {
         int64_t n = count - done < VISIT_ROWS ? count - done : VISIT_ROWS, bad;
+        if (t->alike && done > 0 && !c->scan) { /* all is known, but for the targets that the visit checks */
+            batch.count = n;
+            batch.first = done;
+            state->total.weight += (double)n; /* exact beside other counts */
+            bad = visit(c, &batch, state, scratch);
+            batch.count = n;
+            if (bad >= 0) return bad;
+            continue;
+        }
         const char *at[ARRAY_COUNT];
         for (int a = 0; a < ARRAY_COUNT; a++) at[a] = u->at[a] ? u->at[a] + done * u->step[a] : NULL;
         int64_t bad_target = c->kernels->load_targets(t, at, u->step, n, &batch, &state->total);
@@ -358,6 +367,8 @@ static void plan_task(const fastce_problem *q, const walk *w, task *t) {
     t->problem = q;
     t->lanes = takes_lanes(q);
     t->elements = is_element_wise(q);
+    t->alike =
+        t->elements && !q->sample_weight.data && !q->factor.data && !q->positive_weight.data && !q->grad_output.data;
     t->any_target = q->kind == FASTCE_SQUARES || q->kind == FASTCE_TEACHER;
     t->divided = is_divided(q);
     t->capped = is_capped(q);

@@ -33,6 +33,7 @@ typedef struct task {
     bool focal;            /* plain rows, of a focal loss */
     bool lanes;            /* vectors of rows, not rows of vectors */
     bool elements;         /* an element-wise kind */
+    bool alike;            /* elements, that differ in nothing but logits and targets */
     bool divided, capped;  /* logits, by a temperature and by a softcap */
     bool staged;           /* visited in scratch, see kernels/staged.h */
     bool any_target;       /* any number is acceptable as a dense target */

@@ -479,6 +479,18 @@ def test_cross_entropy_is_entropy_and_divergence(engine: Engine, dtype: DType, r
         near(halves, js, dtype, 40, 1.0)
 
 
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan])
+def test_an_element_does_not_depend_on_others(engine: Engine, rng: np.random.Generator, odd: float) -> None:
+    """Beside an infinity, or NaN, losses and gradients have the same bits."""
+    x, t = rng.standard_normal(300).astype(np.float32), rng.random(300).astype(np.float32)
+    alone = engine.call("binary_cross_entropy_with_logits_with_grad", x, t, reduction="none")
+    beside, others = x.copy(), np.arange(300) % 50 != 7
+    beside[~others] = odd
+    got = engine.call("binary_cross_entropy_with_logits_with_grad", beside, t, reduction="none")
+    assert same_bits(got.loss[others], alone.loss[others])
+    assert same_bits(got.grad[others], alone.grad[others])
+
+
 def test_binary_is_two_classes(engine: Engine, dtype: DType, rng: np.random.Generator) -> None:
     """BCE equals two-class CE on (x, 0), gradients too; focal with gamma = 0 is it, bit for bit."""
     x, t = family.logits(rng, (200,), dtype), family.shares(rng, (200,))

@@ -10,11 +10,17 @@ typedef struct element_group {
     vec value[4], slope[4];
 } element_group;
 
-/* plain: no smoothing, no positive weight, a = b = 1; focal: gamma is not 0; clips: probabilities are clipped. */
+/* plain: see is_plain; focal: gamma is not 0; clips: probabilities are clipped. */
 typedef struct element_options {
     vec scale, spread, negative, gamma, lowest, highest; /* t' = scale * t + spread; b; limits of probabilities */
     bool plain, focal, clips;
 } element_options;
+
+/* No smoothing, no positive weight, a = b = 1, gamma 0. */
+static bool is_plain(const fastce_problem *q) {
+    return !q->class_vector && !q->positive_weight.data && q->positive == 1 && q->negative == 1 &&
+           q->target_scale == 1 && q->gamma == 0;
+}
 
 static element_options options_of(const fastce_problem *q) {
     real spread = q->class_vector ? (real)q->class_vector[0] : 0;
@@ -25,7 +31,7 @@ static element_options options_of(const fastce_problem *q) {
         .gamma = v_set1((real)q->gamma),
         .lowest = v_set1((real)q->clip),
         .highest = v_set1((real)(1 - q->clip)),
-        .plain = !q->class_vector && !q->positive_weight.data && q->positive == 1 && q->negative == 1,
+        .plain = is_plain(q),
         .focal = q->gamma != 0,
         .clips = q->clip > 0,
     };
@@ -37,22 +43,42 @@ static INLINE vec weighed(vec coefficient, vec cost) {
     return v_select(v_eq(coefficient, zero), zero, v_mul(coefficient, cost));
 }
 
-static INLINE void coefficients(const element_group *g, const element_options *o, bool plain, vec *on, vec *off) {
+static INLINE void coefficients(const element_group *g, const element_options *o, vec *on, vec *off) {
     const vec one = v_set1(1);
     for (int j = 0; j < 4; j++) {
-        on[j] = g->target[j];
-        off[j] = v_sub(one, g->target[j]);
-        if (plain) continue;
-        on[j] = v_mul(g->positive[j], v_fma(o->scale, on[j], o->spread));
-        off[j] = v_mul(o->negative, v_fma(o->scale, off[j], o->spread));
+        on[j] = v_mul(g->positive[j], v_fma(o->scale, g->target[j], o->spread));
+        off[j] = v_mul(o->negative, v_fma(o->scale, v_sub(one, g->target[j]), o->spread));
     }
 }
 
-/* guarded: some x may be infinite. */
-static INLINE void binary_logits(element_group *g, const element_options *o, bool slopes, bool plain, bool guarded) {
+/* Logits and targets alone. With w the target's share that x speaks against, 1 - t above 0 and else t, the loss is
+ * softplus(-|x|) + w |x|, and its derivative +-(w - (1 - w) e) / (1 + e) with e = exp(-|x|). guarded: some x may be
+ * infinite. */
+static INLINE void plain_logits(element_group *g, bool slopes, bool guarded) {
+    const vec zero = v_set1(0), one = v_set1(1), lowest = v_set1(EXP_LOWEST);
+    const ivec sign = v_bits(v_set1((real)-0.0));
+    vec e[4], size[4], log_total[4], share[4];
+    for (int j = 0; j < 4; j++) e[j] = v_from_bits(i_or(v_bits(g->x[j]), sign));
+    for (int j = 0; j < 4; j++) size[j] = v_sub(zero, e[j]);
+    for (int j = 0; j < 4; j++) e[j] = v_max(lowest, e[j]);
+    exp_clamped(e, 4);
+    for (int j = 0; j < 4; j++) log_total[j] = e[j];
+    log1p_of_fraction(log_total, 4);
+    for (int j = 0; j < 4; j++) {
+        share[j] = v_select(v_gt(g->x[j], zero), v_sub(one, g->target[j]), g->target[j]);
+        g->value[j] = v_fma(share[j], size[j], log_total[j]);
+        if (guarded) g->value[j] = v_select(v_eq(share[j], zero), log_total[j], g->value[j]);
+    }
+    for (int j = 0; j < 4 && slopes; j++) {
+        const vec larger = v_div(one, v_add(one, e[j])), slope = v_fma(v_sub(share[j], one), e[j], share[j]);
+        g->slope[j] = v_mul(v_select(v_gt(g->x[j], zero), larger, v_sub(zero, larger)), slope);
+    }
+}
+
+static INLINE void binary_logits(element_group *g, const element_options *o, bool slopes) {
     const vec zero = v_set1(0), one = v_set1(1);
     vec e[4], log_total[4], up[4], down[4], on[4], off[4], share[4], rest[4];
-    coefficients(g, o, plain, on, off);
+    coefficients(g, o, on, off);
     for (int j = 0; j < 4; j++) e[j] = v_sub(zero, v_max(g->x[j], v_sub(zero, g->x[j])));
     exp_vectors(e, 4);
     for (int j = 0; j < 4; j++) log_total[j] = e[j];
@@ -67,7 +93,7 @@ static INLINE void binary_logits(element_group *g, const element_options *o, boo
         share[j] = v_select(is_up, larger, smaller);
         rest[j] = v_select(is_up, smaller, larger);
     }
-    if (!plain && o->focal) {
+    if (o->focal) {
         vec on_power[4], off_power[4];
         for (int j = 0; j < 4; j++) on_power[j] = v_mul(o->gamma, v_sub(zero, up[j]));
         for (int j = 0; j < 4; j++) off_power[j] = v_mul(o->gamma, v_sub(zero, down[j]));
@@ -81,21 +107,9 @@ static INLINE void binary_logits(element_group *g, const element_options *o, boo
             share[j] = v_add(share[j], more_off);
         }
     }
-    for (int j = 0; j < 4; j++) {
-        if (guarded) /* a NaN is one whatever its coefficients */
-            g->value[j] =
-                v_select(v_eq(g->x[j], g->x[j]), v_add(weighed(on[j], down[j]), weighed(off[j], up[j])), g->x[j]);
-        else
-            g->value[j] = v_fma(on[j], down[j], v_mul(off[j], up[j]));
-    }
+    for (int j = 0; j < 4; j++) /* a NaN is one whatever its coefficients */
+        g->value[j] = v_select(v_eq(g->x[j], g->x[j]), v_add(weighed(on[j], down[j]), weighed(off[j], up[j])), g->x[j]);
     for (int j = 0; j < 4 && slopes; j++) g->slope[j] = v_sub(v_mul(off[j], share[j]), v_mul(on[j], rest[j]));
-}
-
-static INLINE bool any_infinite(const vec *x) {
-    const vec infinity = v_set1(INFINITY), zero = v_set1(0);
-    bool found = false;
-    for (int j = 0; j < 4; j++) found |= v_any(v_eq(v_max(x[j], v_sub(zero, x[j])), infinity));
-    return found;
 }
 
 static INLINE vec clipped(vec x, vec lowest, vec highest) { return v_max(lowest, v_min(highest, x)); }
@@ -103,7 +117,7 @@ static INLINE vec clipped(vec x, vec lowest, vec highest) { return v_max(lowest,
 static INLINE void binary_probabilities(element_group *g, const element_options *o, bool slopes) {
     const vec zero = v_set1(0), one = v_set1(1), nan = v_set1(NAN);
     vec x[4], on[4], off[4], yes[4], no[4];
-    coefficients(g, o, false, on, off);
+    coefficients(g, o, on, off);
     for (int j = 0; j < 4; j++) /* -0 becomes 0 */
         x[j] = o->clips ? clipped(g->x[j], o->lowest, o->highest) : v_add(g->x[j], zero);
     for (int j = 0; j < 4; j++) yes[j] = x[j];
@@ -129,15 +143,21 @@ static INLINE void squares(element_group *g, bool slopes) {
     }
 }
 
-static INLINE void element_losses(const fastce_problem *q, element_group *g, const element_options *o, bool slopes) {
-    if (q->kind == FASTCE_SQUARES)
+/* What is made of an element: losses of their own loops, and whatever else there is. */
+typedef enum element_form { PLAIN_LOGITS, PLAIN_SQUARES, ANY_FORM } element_form;
+
+static INLINE void element_losses(const fastce_problem *q, element_group *g, const element_options *o,
+                                  element_form form, bool slopes) {
+    if (form == PLAIN_LOGITS)
+        plain_logits(g, slopes, false);
+    else if (form == PLAIN_SQUARES || q->kind == FASTCE_SQUARES)
         squares(g, slopes);
     else if (q->kind == FASTCE_BINARY_PROBABILITIES)
         binary_probabilities(g, o, slopes);
-    else if (o->plain && !o->focal && !any_infinite(g->x))
-        binary_logits(g, o, slopes, true, false);
+    else if (o->plain)
+        plain_logits(g, slopes, true);
     else
-        binary_logits(g, o, slopes, false, true);
+        binary_logits(g, o, slopes);
 }
 
 /* The elements of a visit as vectors load them, and what is made of them. */
@@ -188,15 +208,17 @@ static const real *elements_of(const fastce_array *a, const char *base, ptrdiff_
     return get_elements(a, base + r->first * step, step, NULL, r->count, room);
 }
 
-/* Remembers in bad, 0 before, where a target is not acceptable. */
-static INLINE void check_elements(const task *t, const vec *target, vec *bad) {
-    const vec lowest = v_set1(0), highest = v_set1((real)t->largest_target);
-    for (int j = 0; j < 4; j++)
-        bad[j] = v_select(v_eq(clipped(target[j], lowest, highest), target[j]), bad[j], highest);
+/* Gathers in seen, 0 before, the bits of targets t and of 1 - t: of targets from 0 to 1 together they are those of a number
+ * below 2. Of others, and of -0, they are not. */
+static INLINE void see_elements(const vec *target, ivec *seen) {
+    for (int j = 0; j < 4; j++) seen[j] = i_or(seen[j], i_or(v_bits(target[j]), v_bits(v_sub(v_set1(1), target[j]))));
 }
 
-static INLINE bool any_is_bad(const vec *bad) {
-    return v_any(v_gt(v_max(v_max(bad[0], bad[1]), v_max(bad[2], bad[3])), v_set1(0)));
+static INLINE bool may_be_bad(const ivec *seen) {
+    const vec all = v_from_bits(i_or(i_or(seen[0], seen[1]), i_or(seen[2], seen[3])));
+    const vec bad = v_select(v_gt(v_set1(2), all), v_set1(0), v_set1(1)); /* also of NaN */
+    const vec sign = v_from_bits(i_or(v_bits(v_set1(1)), v_bits(all)));   /* below -1, or NaN, where it is set */
+    return v_any(v_gt(bad, v_set1(0))) || v_any(v_gt(v_set1(0), sign));
 }
 
 /* The first of count targets that is not acceptable, or -1. */
@@ -209,15 +231,15 @@ static int64_t first_bad_element(const task *t, const real *target, int64_t coun
 /* The same for count elements from dense on. */
 static int64_t first_bad_of(const task *t, const char *dense, ptrdiff_t step, int64_t count) {
     real room[VISIT_ROWS];
-    vec bad[4] = {v_set1(0), v_set1(0), v_set1(0), v_set1(0)};
+    ivec seen[4] = {i_set1(0), i_set1(0), i_set1(0), i_set1(0)};
     if (t->any_target) return -1;
     const real *target = get_elements(&t->problem->target, dense, step, NULL, count, room);
     for (int64_t i = 0; i < count; i += GROUP) {
         vec x[4];
         for (int j = 0; j < 4; j++) x[j] = v_load(target + i + j * LANES);
-        check_elements(t, x, bad);
+        see_elements(x, seen);
     }
-    return any_is_bad(bad) ? first_bad_element(t, target, count) : -1;
+    return may_be_bad(seen) ? first_bad_element(t, target, count) : -1;
 }
 
 /* Past the caches derivatives leave in whole lines: what is left of the last one goes with those of the next visit, which
@@ -248,52 +270,128 @@ static void write_slopes(const task *t, const rows *r, const real *slope, chunk_
     }
 }
 
+/* A visit: elements where they are loaded from, and what becomes of them. */
+typedef struct element_visit {
+    const real *x, *target;
+    bool x_in_place, target_in_place;
+    real *value, *slope;
+    const double *weight, *scale; /* NULL where there is none, and where all are the call's */
+} element_visit;
+
+/* What a visit leaves beside: the sum of the losses of whole groups, and whether targets must be looked at closely. */
+typedef struct element_sums {
+    wide loss;
+    bool may_be_bad;
+} element_sums;
+
+static INLINE element_sums compute_as(const task *t, const rows *r, const element_visit *v, element_form form,
+                                      bool slopes) {
+    const fastce_problem *q = t->problem;
+    const ptrdiff_t bytes = GROUP * (ptrdiff_t)sizeof(real), x_ahead = v->x_in_place ? AHEAD_BYTES : 0,
+                    target_ahead = v->target_in_place ? AHEAD_BYTES : 0;
+    const bool any = form == ANY_FORM, checks = form == PLAIN_LOGITS || (any && !t->any_target);
+    const element_options options = any ? options_of(q) : (element_options){.plain = true};
+    const vec positive = v_set1((real)q->positive), even_scale = v_set1((real)q->grad_scale);
+    const real *x = v->x, *target = v->target;
+    real *value = v->value, *slope = v->slope;
+    const int64_t count = r->count;
+    ivec seen[4] = {i_set1(0), i_set1(0), i_set1(0), i_set1(0)};
+    wide sums = w_zero();
+    for (int64_t i = 0; i < count; i += GROUP) {
+        element_group g;
+        for (int j = 0; j < 4; j++) {
+            const int64_t at = i + j * LANES;
+            g.x[j] = v_load(x + at);
+            g.target[j] = v_load(target + at);
+            if (any)
+                g.positive[j] = q->positive_weight.data ? v_mul(positive, v_from_doubles(r->positive + at)) : positive;
+        }
+        prefetch((const char *)(x + i) + x_ahead, bytes);
+        prefetch((const char *)(target + i) + target_ahead, bytes);
+        if (checks) see_elements(g.target, seen);
+        element_losses(q, &g, &options, form, slopes);
+        for (int j = 0; j < 4; j++) {
+            const int64_t at = i + j * LANES;
+            if (any && v->weight) g.value[j] = weighed(v_from_doubles(v->weight + at), g.value[j]);
+            v_store(value + at, g.value[j]);
+            sums = w_add(sums, g.value[j]);
+            if (!slopes) continue;
+            const vec factor = v->scale ? v_from_doubles(v->scale + at) : even_scale;
+            v_store(slope + at, any && v->weight ? weighed(factor, g.slope[j]) : v_mul(factor, g.slope[j]));
+        }
+    }
+    return (element_sums){sums, checks && may_be_bad(seen)};
+}
+
+/* Functions of their own: the loops need all registers. */
+ALONE element_sums compute_logits(const task *t, const rows *r, const element_visit *v) {
+    return compute_as(t, r, v, PLAIN_LOGITS, false);
+}
+ALONE element_sums compute_logits_and_slopes(const task *t, const rows *r, const element_visit *v) {
+    return compute_as(t, r, v, PLAIN_LOGITS, true);
+}
+ALONE element_sums compute_squares(const task *t, const rows *r, const element_visit *v) {
+    return compute_as(t, r, v, PLAIN_SQUARES, false);
+}
+ALONE element_sums compute_squares_and_slopes(const task *t, const rows *r, const element_visit *v) {
+    return compute_as(t, r, v, PLAIN_SQUARES, true);
+}
+ALONE element_sums compute_any(const task *t, const rows *r, const element_visit *v) {
+    return compute_as(t, r, v, ANY_FORM, false);
+}
+ALONE element_sums compute_any_and_slopes(const task *t, const rows *r, const element_visit *v) {
+    return compute_as(t, r, v, ANY_FORM, true);
+}
+
+/* Plain logits are computed as if none were infinite, and once more where the sum is not finite. */
+static element_sums compute_elements(const task *t, const rows *r, const element_visit *v, bool slopes) {
+    const fastce_problem *q = t->problem;
+    if (!v->weight && q->kind == FASTCE_BINARY_LOGITS && is_plain(q)) {
+        const element_sums s = slopes ? compute_logits_and_slopes(t, r, v) : compute_logits(t, r, v);
+        const double total = w_total(s.loss);
+        if (total - total == 0) return s;
+    } else if (!v->weight && q->kind == FASTCE_SQUARES) {
+        return slopes ? compute_squares_and_slopes(t, r, v) : compute_squares(t, r, v);
+    }
+    return slopes ? compute_any_and_slopes(t, r, v) : compute_any(t, r, v);
+}
+
 static int64_t visit_elements(const task *t, rows *r, chunk_state *state, char *scratch) {
     const fastce_problem *q = t->problem;
     const bool slopes = q->out.data != NULL, weighted = q->sample_weight.data || q->factor.data;
-    const double *weight = q->factor.data ? r->label_mass : r->weight;
     element_scratch *w = (element_scratch *)scratch;
-    const real *x = elements_of(&q->logits, r->logits, r->logits_step, r, w->x);
-    const real *target = elements_of(&q->target, r->dense, r->dense_step, r, w->target);
-    real *const slope = w->slopes[state->filling] + MOST_OF_A_LINE;
-    const element_options o = options_of(q);
-    const vec positive = v_set1((real)q->positive);
-    vec bad[4] = {v_set1(0), v_set1(0), v_set1(0), v_set1(0)};
+    element_visit v = {
+        .x = elements_of(&q->logits, r->logits, r->logits_step, r, w->x),
+        .target = elements_of(&q->target, r->dense, r->dense_step, r, w->target),
+        .value = w->value,
+        .slope = w->slopes[state->filling] + MOST_OF_A_LINE,
+        .weight = !weighted        ? NULL
+                  : q->factor.data ? r->label_mass
+                                   : r->weight,
+        .scale = q->grad_output.data ? r->grad_scale : NULL,
+    };
+    v.x_in_place = v.x != w->x;
+    v.target_in_place = v.target != w->target;
     /* One factor of the slopes, since of two the first may overflow. */
     double scaled[VISIT_ROWS];
-    const double *scale = r->grad_scale;
     if (slopes && weighted) {
-        for (int64_t i = 0; i < r->count; i++) scaled[i] = r->grad_scale[i] * weight[i];
+        for (int64_t i = 0; i < r->count; i++) scaled[i] = r->grad_scale[i] * v.weight[i];
         for (int64_t i = r->count; i % GROUP != 0; i++) scaled[i] = 0;
-        scale = scaled;
+        v.scale = scaled;
     }
-    for (int64_t i = 0; i < r->count; i += GROUP) {
-        element_group g;
-        for (int j = 0; j < 4; j++) {
-            int64_t at = i + j * LANES;
-            g.x[j] = v_load(x + at);
-            g.target[j] = v_load(target + at);
-            g.slope[j] = v_set1(0);
-            g.positive[j] = q->positive_weight.data ? v_mul(positive, v_from_doubles(r->positive + at)) : positive;
-        }
-        if (x != w->x) prefetch((const char *)(x + i) + AHEAD_BYTES, GROUP * (ptrdiff_t)sizeof(real));
-        if (target != w->target) prefetch((const char *)(target + i) + AHEAD_BYTES, GROUP * (ptrdiff_t)sizeof(real));
-        if (!t->any_target) check_elements(t, g.target, bad);
-        if (slopes)
-            element_losses(q, &g, &o, true);
-        else
-            element_losses(q, &g, &o, false);
-        for (int j = 0; j < 4; j++) {
-            int64_t at = i + j * LANES;
-            v_store(w->value + at, weighted ? weighed(v_from_doubles(weight + at), g.value[j]) : g.value[j]);
-            if (!slopes) continue;
-            const vec factor = v_from_doubles(scale + at);
-            v_store(slope + at, weighted ? weighed(factor, g.slope[j]) : v_mul(factor, g.slope[j]));
-        }
+    const element_sums sums = compute_elements(t, r, &v, slopes);
+    if (sums.may_be_bad) {
+        const int64_t bad = first_bad_element(t, v.target, r->count);
+        if (bad >= 0) return bad;
     }
-    if (any_is_bad(bad)) return first_bad_element(t, target, r->count);
-    add_values(r, w->value, state);
+    if (r->count % GROUP == 0) {
+        lane_sums total;
+        w_store(sums.loss, total.sum, total.lost);
+        add_losses(r, w->value, &total, state);
+    } else {
+        add_values(r, w->value, state);
+    }
     write_values(r, w->value);
-    if (slopes) write_slopes(t, r, slope, state);
+    if (slopes) write_slopes(t, r, v.slope, state);
     return -1;
 }
