@@ -217,7 +217,7 @@ def cross_entropy_with_grad(
     graph = job.graph
     total = job.total_weight()
     scale = graph.add(_gradient_scale, job.grad_output, scales, total)
-    grad = f"{graph.name}-grad"
+    grad = graph.named("grad")
     values: dict[Row, Any] = {}
     if job.sharded:
         parts = job.parts()
@@ -359,15 +359,22 @@ class _Graph:
     """
 
     def __init__(self) -> None:
-        self.name = f"fastce-{uuid.uuid4().hex}"
+        self._token = uuid.uuid4().hex
+        self.name = self.named("")
         self._tasks: dict[str, dict[Key, Any]] = {self.name: {}}
         self._arrays: dict[str, Any] = {}
 
+    def named(self, what: str) -> str:
+        """Return a name of this graph; dask shows it without what is different in each."""
+        return "-".join(filter(None, ("fastce", what.strip("_"), self._token)))
+
     def add(self, function: Callable[..., Any], *arguments: Any, key: Key | None = None) -> Key:
         """Add a task, by a key whose first part is the name of an array if the result is a block of one."""
+        layer = self.name if key is None else key[0]
+        tasks = self._tasks.setdefault(layer, {})
         if key is None:
-            key = self.name, len(self._tasks[self.name])
-        self._tasks.setdefault(key[0], {})[key] = (function, *arguments)
+            key = self.named(function.__name__), len(tasks)
+        tasks[key] = (function, *arguments)
         return key
 
     def read(self, array: Any) -> Any:
@@ -485,7 +492,7 @@ class _Job:
 
     def reduce(self, values: dict[Row, Any], total_weight: Key | None) -> None:
         """Make the value of a call from tasks for the blocks of rows: their losses, or sum and weight."""
-        name = f"{self.graph.name}-loss"
+        name = self.graph.named("loss")
         if self.scales.reduction == "none":
             for row, task in values.items():
                 self.graph.add(*task, key=(name, *row))
@@ -495,7 +502,7 @@ class _Job:
 
     def loss(self) -> Any:
         """Return that value, as an array."""
-        name = f"{self.graph.name}-loss"
+        name = self.graph.named("loss")
         if self.scales.reduction != "none":
             return self.graph.array(name, (), np.float64)
         wide = self.logits.dtype.newbyteorder("=") == np.float64
