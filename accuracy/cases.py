@@ -28,6 +28,10 @@ class Case(NamedTuple):
     logits: Array
     target: Array
     label_smoothing: float = 0.0
+    listed: Array | None = None
+    """The classes of a sparse target, whose probabilities the target is."""
+    temperature: float | None = None
+    softcap: float | None = None
 
     @property
     def dtype(self) -> str:
@@ -37,9 +41,23 @@ class Case(NamedTuple):
     def labelled(self) -> bool:
         return self.target.ndim == 1 and self.label_smoothing == 0
 
+    @property
+    def option(self) -> str:
+        """What the rows of the table for such cases begin with; nothing for plain ones."""
+        if self.listed is not None:
+            return "sparse "
+        return "softcap " if self.softcap is not None else "temperature " if self.temperature is not None else ""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of cross_entropy beside the logits."""
+        options = {"label_smoothing": self.label_smoothing, "temperature": self.temperature, "softcap": self.softcap}
+        return {"target": self.target if self.listed is None else (self.listed, self.target)} | options
+
     def only(self, row: int) -> Case:
         at = slice(row, row + 1)
-        return self._replace(logits=self.logits[at], target=self.target[at])
+        listed = None if self.listed is None else self.listed[at]
+        return self._replace(logits=self.logits[at], target=self.target[at], listed=listed)
 
 
 class FamilyCase(NamedTuple):
@@ -85,6 +103,29 @@ def cases(dtype: str) -> Iterator[Case]:
             continue
         yield Case(f"{name}, smoothed", logits, labels, SMOOTHING)
         yield Case(f"{name}, dense", logits, _distributions(rng, logits.shape, kind))
+
+
+def staged(dtype: str) -> Iterator[Case]:
+    """Make the cases of logits with a temperature or a softcap, and of sparse targets."""
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    rng = np.random.default_rng(10)
+    for name, x in _rows(kind, rng):
+        logits = x.astype(kind)
+        n_rows, n_classes = logits.shape
+        if n_classes > 5000:
+            continue
+        labels: Array = np.asarray(rng.integers(0, n_classes, n_rows))
+        dense = _distributions(rng, logits.shape, kind)
+        for how, target in (("", labels), (", dense", dense)):
+            # What stands for an offset is not exact at a temperature of 0.7, in the oracle either.
+            for temperature in (2.0,) if "offset" in name else (0.7, 2.0):
+                title = f"temperature {temperature:g}, {name}{how}"
+                yield Case(title, logits, target, temperature=temperature)
+            yield Case(f"softcap 30, {name}{how}", logits, target, softcap=30.0)
+        listed = rng.integers(-1, n_classes, (n_rows, 8))
+        masses = rng.random(listed.shape).astype(dense.dtype) / 8
+        yield Case(f"lists, {name}", logits, masses, listed=listed)
+        yield Case(f"lists at temperature 2, {name}", logits, masses, listed=listed, temperature=2.0)
 
 
 def _rows(kind: np.dtype[Any], rng: np.random.Generator) -> Iterator[tuple[str, Array]]:

@@ -1,20 +1,23 @@
-"""Exponential and logarithms of the C core and of Numba: runs the sweeps, and has mpmath look at what they found."""
+"""The functions of the C core and of Numba: runs the sweeps, and has mpmath look at what they found."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mpmath
 
 from accuracy.table import Figure
 
-NAMES = ("exp", "log1p", "log1p_of_fraction", "log")
-OF_NUMBA = ("exp", "log1p", "log")
+NAMES = ("exp", "log1p", "log1p_of_fraction", "log", "tanh", "sech_squared", "power")
+OF_NUMBA = tuple(name for name in NAMES if name != "log1p_of_fraction")
 ROOT = Path(__file__).resolve().parent.parent
+SWEPT_EXPONENT = 2.3
+"""Of power, as in sweep.h and sweep_numba.py."""
 EMULATED_EVERY = 499
 """An emulator takes too long for every number."""
 
@@ -28,46 +31,46 @@ class Found(NamedTuple):
     figure: Figure
 
 
-def native_every(every: int) -> list[Found]:
+def native_every(every: int, names: Sequence[str] = NAMES) -> list[Found]:
     """Sweep every so manieth number with each instruction set that this processor runs."""
     _make("build/c/native/sweep")
-    return _run([str(ROOT / "build/c/native/sweep")], every)
+    return _run([str(ROOT / "build/c/native/sweep")], every, names)
 
 
 def can_emulate_neon() -> bool:
     return shutil.which("aarch64-linux-gnu-gcc") is not None and shutil.which("qemu-aarch64") is not None
 
 
-def neon_every(every: int) -> list[Found]:
+def neon_every(every: int, names: Sequence[str] = NAMES) -> list[Found]:
     """Sweep with NEON, compiled for it and run by an emulator."""
     _make("build/c/neon/sweep")
     emulator = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", str(ROOT / "build/c/neon/sweep")]
-    return [found for found in _run(emulator, every) if found.isa == "neon"]
+    return [found for found in _run(emulator, every, names) if found.isa == "neon"]
 
 
 def has_numba() -> bool:
     return find_spec("numba") is not None
 
 
-def numba_every(every: int) -> list[Found]:
+def numba_every(every: int, names: Sequence[str] = NAMES) -> list[Found]:
     """Sweep the functions of the Numba backend."""
     from accuracy import sweep_numba
 
     found = []
-    for name in OF_NUMBA:
-        for dtype in ("float32", "float64"):
+    for name in (name for name in OF_NUMBA if name in names):
+        for dtype in sweep_numba.dtypes(name):
             worst, tried = sweep_numba.sweep(name, dtype, every)
             found.append(_found(name, dtype, "numba", *worst, tried, every))
     return found
 
 
-def measure() -> dict[str, dict[str, dict[str, Figure]]]:
+def measure(names: Sequence[str] = NAMES) -> dict[str, dict[str, dict[str, Figure]]]:
     """Measure every float32, and the rest as far as it goes: row -> dtype -> ISA -> figure."""
-    found = native_every(1)
+    found = native_every(1, names)
     if can_emulate_neon() and not any(f.isa == "neon" for f in found):
-        found += neon_every(EMULATED_EVERY)
+        found += neon_every(EMULATED_EVERY, names)
     if has_numba():
-        found += numba_every(1)
+        found += numba_every(1, names)
     measured: dict[str, dict[str, dict[str, Figure]]] = {}
     for function, dtype, isa, figure in found:
         measured.setdefault(function, {}).setdefault(dtype, {})[isa] = figure
@@ -78,9 +81,9 @@ def _make(target: str) -> None:
     subprocess.run(["make", "--no-print-directory", target], cwd=ROOT, check=True)
 
 
-def _run(command: list[str], every: int) -> list[Found]:
+def _run(command: list[str], every: int, names: Sequence[str]) -> list[Found]:
     found = []
-    for line in [line for name in NAMES for line in _lines([*command, str(every), name])]:
+    for line in [line for name in names for line in _lines([*command, str(every), name])]:
         function, dtype, isa, error, argument, value, tried = line.split()
         numbers = float(error), float.fromhex(argument), float.fromhex(value)
         found.append(_found(function, dtype, isa, *numbers, int(tried), every))
@@ -110,11 +113,19 @@ def _lines(command: list[str]) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
+def _exact(function: str, x: Any) -> Any:
+    if function == "power":
+        return x ** mpmath.mpf(SWEPT_EXPONENT)
+    if function == "sech_squared":
+        return mpmath.sech(x) ** 2
+    return getattr(mpmath, function.removesuffix("_of_fraction"))(x)
+
+
 def error_in_ulp(function: str, dtype: str, argument: float, value: float) -> float:
     """Return the distance of a value from the function's, in units in the last place of the latter, by mpmath."""
     bits, lowest = (23, -126) if dtype == "float32" else (52, -1022)
     with mpmath.workdps(60):
-        exact = getattr(mpmath, function.removesuffix("_of_fraction"))(mpmath.mpf(argument))
+        exact = _exact(function, mpmath.mpf(argument))
         if exact == 0:
             return 0.0 if value == 0 else float("inf")
         exponent = max(mpmath.mag(exact) - 1, lowest)

@@ -8,14 +8,14 @@ nothing where all differences are exact.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from accuracy.cases import DTYPES, Case, FamilyCase, cases, family, of_rows
+from accuracy.cases import DTYPES, Case, FamilyCase, cases, family, of_rows, staged
 from accuracy.systems import System, systems
 from accuracy.table import Figure
 
@@ -30,7 +30,10 @@ Array = npt.NDArray[Any]
 MOST_EXACT_CLASSES = 5000
 """mpmath takes too long for longer rows, whose figures are the oracle's."""
 
-OF_CLASSES = ("label gradient", "gradient", "probability", "log probability", "slope", "distillation gradient")
+OF_CLASSES = (
+    *("label gradient", "gradient", "probability", "log probability", "slope", "distillation gradient"),
+    *("temperature gradient", "softcap gradient", "sparse gradient"),
+)
 """Rows of the table whose results have a number for each class."""
 
 NOTHING = dict.fromkeys(tolerances.ULPS, 0)
@@ -69,11 +72,13 @@ class Truth(NamedTuple):
             return np.where(np.isfinite(off), off, np.where(got == self.exact, 0, np.inf))
 
 
-def measure() -> dict[str, dict[str, dict[str, Figure]]]:
+def measure(rows: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, Figure]]]:
     """Measure every system on every case: row of the table -> dtype of the arithmetic -> system -> figure."""
     worst: Worst = {}
     everybody = systems()
     for case in _everything():
+        if rows is not None and not set(rows).intersection(_rows_of(case)):
+            continue
         truth = _truth(case)
         for system in everybody:
             for row, values in _results(system, case).items():
@@ -86,16 +91,31 @@ def measure() -> dict[str, dict[str, dict[str, Figure]]]:
     for (row, dtype, name), seen in worst.items():
         place = f"{seen.case.dtype}, {seen.case.name}, {_place(row, seen)}"
         measured.setdefault(row, {}).setdefault(dtype, {})[name] = Figure(_checked(row, seen), place)
-    measured["mean"] = {"float64": {s.name: _mean(s) for s in everybody if s.mean}}
+    if rows is None or "mean" in rows:
+        measured["mean"] = {"float64": {s.name: _mean(s) for s in everybody if s.mean}}
     return measured
 
 
 def _everything() -> Iterator[AnyCase]:
     for dtype in DTYPES:
         yield from cases(dtype)
+        yield from staged(dtype)
     for dtype in ("float32", "float64"):
         yield from family(dtype)
         yield from of_rows(dtype)
+
+
+def _rows_of(case: AnyCase) -> list[str]:
+    """Return the rows of the table that a case may count for."""
+    if isinstance(case, FamilyCase):
+        names = (
+            ("lse", "loss", "entropy", "target_probability") if case.function == "row_statistics" else ("loss", "grad")
+        )
+        return [_row_of(case, name) for name in names]
+    if case.option:
+        return [f"{case.option}loss", f"{case.option}gradient"]
+    labelled = ["label gradient", "lse", "probability", "log probability"]
+    return ["loss", *(labelled if case.labelled else ["gradient"])]
 
 
 def _results(system: System, case: AnyCase) -> dict[str, Array]:
@@ -104,9 +124,11 @@ def _results(system: System, case: AnyCase) -> dict[str, Array]:
         found = system.family(case) if system.family else {}
         return {_row_of(case, name): values for name, values in found.items()}
     half = case.logits.dtype.itemsize == 2
-    if half and not system.halves:
+    if (half and not system.halves) or (case.option and not system.staged):
         return {}
     loss, grad = system.loss_and_grad(case)
+    if case.option:
+        return {f"{case.option}loss": loss, f"{case.option}gradient": grad}
     got = {"loss": loss, "label gradient" if case.labelled else "gradient": grad}
     if case.labelled:
         got["lse"] = system.logsumexp(case.logits)
@@ -167,14 +189,15 @@ def _truth(case: AnyCase) -> dict[str, Truth]:
         if case.has_gradient:
             found["slope"] = want.slope, allowed[1], one[1]
     else:
-        rows = oracle.cross_entropy(case.logits, case.target, label_smoothing=case.label_smoothing).rows
+        rows = oracle.cross_entropy(case.logits, **case.arguments).rows
 
         def add(row: str, exact: Array, bound: Any) -> None:
             found[row] = exact, bound(rows, dtype, NOTHING), bound(rows, dtype, ONE)
 
-        add("loss", rows.loss, tolerances.losses)
-        add("label gradient" if case.labelled else "gradient", rows.grad, tolerances.gradients)
-        if case.labelled:
+        label = "label " if case.labelled and not case.option else ""
+        add(f"{case.option}loss", rows.loss, tolerances.losses)
+        add(f"{case.option}{label}gradient", rows.grad * rows.slope, tolerances.gradients)
+        if case.labelled and not case.option:
             add("lse", rows.lse, tolerances.lse)
             add("probability", rows.p, tolerances.probabilities)
             add("log probability", rows.log_p, tolerances.log_probabilities)
@@ -182,7 +205,8 @@ def _truth(case: AnyCase) -> dict[str, Truth]:
     for row, (exact, nothing, one) in found.items():
         with np.errstate(all="ignore"):
             ulp = np.where(np.isfinite(one), one - nothing, 1)
-        if row in ("label gradient", "slope"):  # promised of normal numbers
+        one_class = not isinstance(case, FamilyCase) and case.labelled and row.endswith("gradient")
+        if one_class or row == "slope":  # promised of normal numbers
             nothing = np.where(np.abs(exact) < tolerances.arithmetic(dtype).tiny, np.inf, nothing)
         shape = (exact.shape[0], -1)
         truth[row] = Truth(exact.reshape(shape), nothing.reshape(shape), ulp.reshape(shape))

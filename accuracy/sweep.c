@@ -1,6 +1,6 @@
-/* The largest error of the kernels' exponential and logarithms, in units in the last place, with its argument.
+/* The largest error of the kernels' functions, in units in the last place, with its argument.
  *
- *     sweep EVERY exp|log1p|log1p_of_fraction|log
+ *     sweep EVERY exp|log1p|log1p_of_fraction|log|tanh|sech_squared|power
  *
  * float32: every EVERY-th number of the whole range, against the C library's functions in double; 1 leaves none out.
  * float64: a sample, the smaller the larger EVERY, against those in long double. For both also the neighbours of the
@@ -23,7 +23,14 @@ typedef struct arithmetic {
 
 static const arithmetic f32 = {"float32", 4, 23, -126}, f64 = {"float64", 8, 52, -1022};
 
-static const char *const function_names[FUNCTIONS] = {"exp", "log1p", "log1p_of_fraction", "log"};
+static const char *const function_names[FUNCTIONS] = {"exp",          "log1p", "log1p_of_fraction", "log", "tanh",
+                                                      "sech_squared", "power"};
+
+/* A result above 0 and below this may be lost: the smallest normal number, or the like of 4 times an exponential. */
+static double lost_below(const arithmetic *t, int function) {
+    if (function == SECH_SQUARED) return ldexp(8, t->lowest);
+    return function == EXP || function == POWER ? ldexp(1, t->lowest) : 0;
+}
 
 #define DECLARE(isa) extern const functions swept_##isa##_f32, swept_##isa##_f64;
 #define SWEPT_F32(isa) &swept_##isa##_f32,
@@ -48,10 +55,14 @@ static long double exact_of(const sweep *s, double x) {
     const bool narrow = s->type == &f32;
     if (s->function == EXP) return narrow ? exp(x) : expl(x);
     if (s->function == LOG) return narrow ? log(x) : logl(x);
+    if (s->function == TANH) return narrow ? tanh(x) : tanhl(x);
+    if (s->function == POWER) return narrow ? pow(x, SWEPT_EXPONENT) : powl(x, (long double)SWEPT_EXPONENT);
+    if (s->function == SECH_SQUARED && narrow) return 1 / (cosh(x) * cosh(x));
+    if (s->function == SECH_SQUARED) return 1 / (coshl(x) * coshl(x));
     return narrow ? log1p(x) : log1pl(x);
 }
 
-/* In ULP of the exact value. An exponential below the smallest normal number may be lost. */
+/* In ULP of the exact value. */
 static double error_of(const sweep *s, double got, long double exact) {
     const arithmetic *t = s->type;
     int exponent;
@@ -60,22 +71,22 @@ static double error_of(const sweep *s, double got, long double exact) {
     if (fabsl((long double)(double)exact) > fabsl(exact) && fabs(frexp((double)exact, &exponent)) == 0.5) exponent--;
     exponent = exact == 0 || exponent - 1 < t->lowest ? t->lowest : exponent - 1;
     double off = (double)fabsl(got - exact);
-    if (s->function == EXP && exact < ldexpl(1, t->lowest)) return off <= ldexp(1, t->lowest) ? 0 : INFINITY;
+    const double lost = lost_below(t, s->function);
+    if (lost > 0 && exact < lost) return off <= lost ? 0 : INFINITY;
     double error = off * ldexp(1, t->bits - exponent > 1023 ? 1023 : t->bits - exponent);
     if (t->bits - exponent > 1023) error *= ldexp(1, t->bits - exponent - 1023);
     return error - error == 0 ? error : INFINITY;
 }
 
 /* The same for float32, quickly. */
-static double error_of_float(float got, double exact, bool may_be_lost) {
-    const double smallest = 0x1p-126;
+static double error_of_float(float got, double exact, double lost) {
     uint64_t bits;
     memcpy(&bits, &exact, sizeof bits);
     uint64_t field = bits >> 52 & 0x7ff, lowest = 1023 - 126;
     bits = (2 * 1023 + 23 - (field > lowest ? field : lowest)) << 52;
     double scale, off = fabs(got - exact);
     memcpy(&scale, &bits, sizeof scale);
-    if (may_be_lost && exact < smallest) return off <= smallest ? 0 : INFINITY;
+    if (lost > 0 && exact < lost) return off <= lost ? 0 : INFINITY;
     return off - off == 0 ? off * scale : INFINITY;
 }
 
@@ -86,6 +97,7 @@ static void note(sweep *s, int isa, double error, double argument, double value)
 }
 
 static void try_floats(sweep *s, const float *x, int64_t count) {
+    const double lost = lost_below(&f32, s->function);
     float got[CHUNK];
     double exact[CHUNK];
     for (int64_t i = 0; i < count; i++) exact[i] = (double)exact_of(s, x[i]);
@@ -96,7 +108,7 @@ static void try_floats(sweep *s, const float *x, int64_t count) {
         double largest = -1;
         int64_t at = 0;
         for (int64_t i = 0; i < count; i++) {
-            double error = error_of_float(got[i], exact[i], s->function == EXP);
+            double error = error_of_float(got[i], exact[i], lost);
             if (error > largest) largest = error, at = i;
         }
         note(s, isa, largest, x[at], got[at]);
@@ -184,6 +196,10 @@ static void try_decisions(sweep *s, int neighbours) {
     int most = s->type->bytes == 4 ? 128 : 1024;
     if (s->function == EXP)
         for (int n = -most * STEPS; n < most * STEPS; n++) add_neighbours(&c, n * (ln2 / STEPS), neighbours);
+    if (s->function == TANH || s->function == SECH_SQUARED) {
+        for (int n = 0; n < most * STEPS; n++) add_neighbours(&c, n * (ln2 / STEPS / 2), neighbours);
+        add_neighbours(&c, 0.625, 2 * neighbours);
+    }
     for (int e = -most - s->type->bits; e < most; e++)
         for (int half = 0; half < 2; half++) {
             double x = ldexp(half ? sqrt2 : 1, e);
@@ -214,7 +230,8 @@ static uint64_t random_bits(uint64_t *state) { /* splitmix64 */
 
 /* Half of them even among the numbers, half even on the line between -EVEN and EVEN. */
 static void try_sample(sweep *s, int64_t count) {
-    double even = s->function == EXP ? s->highest : 2;
+    const bool is_steep = s->function == SECH_SQUARED; /* and 0 far from 0 */
+    double even = s->function == EXP ? s->highest : s->function == TANH ? 20 : is_steep ? 360 : 2;
     int64_t first = place(s->type, s->lowest), last = place(s->type, s->highest);
 #pragma omp parallel for schedule(dynamic, 4)
     for (int64_t begin = 0; begin < count; begin += CHUNK) {
@@ -252,12 +269,12 @@ static void report(const arithmetic *t, int function, int64_t every) {
     bool quick = every >= QUICK;
     const functions *any = t == &f32 ? of_f32[0] : of_f64[0];
     sweep s = {.type = t, .function = function};
-    s.lowest = function == EXP ? -INFINITY : function == LOG1P ? -1 : 0;
-    s.highest = function == EXP                 ? any->exp_highest
-                : function == LOG1P             ? any->log1p_highest
-                : function == LOG1P_OF_FRACTION ? 1
-                : t == &f32                     ? FLT_MAX
-                                                : DBL_MAX;
+    const double largest = t == &f32 ? FLT_MAX : DBL_MAX, below_normal = t == &f32 ? 0x1.fffffcp-127 : 0x1p-1022;
+    s.lowest = function == EXP ? -INFINITY : function == LOG1P ? -1 : function == POWER ? below_normal : 0;
+    s.highest = function == EXP                                      ? any->exp_highest
+                : function == LOG1P                                  ? any->log1p_highest
+                : function == LOG1P_OF_FRACTION || function == POWER ? 1
+                                                                     : largest;
     for (int isa = 0; isa < ISAS; isa++) s.worst[isa].error = -1;
     if (t == &f32) try_in_order(&s, every);
     if (t == &f64) try_sample(&s, every > 1 ? SAMPLE / every : SAMPLE);
@@ -277,5 +294,6 @@ int main(int count, char **arguments) {
         report(&f64, function, every);
         return EXIT_SUCCESS;
     }
-    return fprintf(stderr, "usage: %s EVERY exp|log1p|log1p_of_fraction|log\n", arguments[0]), EXIT_FAILURE;
+    return fprintf(stderr, "usage: %s EVERY exp|log1p|log1p_of_fraction|log|tanh|sech_squared|power\n", arguments[0]),
+           EXIT_FAILURE;
 }

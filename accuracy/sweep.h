@@ -4,7 +4,10 @@
 
 #include <stdint.h>
 
-enum { EXP, LOG1P, LOG1P_OF_FRACTION, LOG, FUNCTIONS };
+enum { EXP, LOG1P, LOG1P_OF_FRACTION, LOG, TANH, SECH_SQUARED, POWER, FUNCTIONS };
+
+/* Of POWER: a number that float32 does not hold. */
+#define SWEPT_EXPONENT 2.3
 
 typedef struct functions {
     void (*replace[FUNCTIONS])(void *numbers, int64_t count); /* count is a multiple of CHUNK */

@@ -1,4 +1,4 @@
-"""The largest error of the Numba backend's exponential and logarithms: the same sweep as sweep.c, in Python.
+"""The largest error of the Numba backend's functions: the same sweep as sweep.c, in Python.
 
 float32: every so manieth number of the whole range, against NumPy's functions in float64. float64: a sample, half of it
 even among the numbers and half even on the line, against longdouble, and what lies beside the worst that was found.
@@ -15,12 +15,14 @@ import numpy.typing as npt
 from numba.core import types
 
 from fastce._backends._numba_lanes import Memory, State, Stream, Value, loop, traced
-from fastce._backends._numba_math import exponential, log, log1p
+from fastce._backends._numba_math import Cap, exponential, log, log1p, power
 
 Array = npt.NDArray[Any]
 
 CHUNK = 1 << 20
 SAMPLE = 1 << 24
+SWEPT_EXPONENT = 2.3
+"""As in sweep.h."""
 TINY = {"float32": 2.0**-126, "float64": 2.0**-1022}
 
 
@@ -29,15 +31,44 @@ class Swept(NamedTuple):
 
     write: Callable[[Value], Value]
     exact: Callable[[Array], Array]
-    float32: tuple[float, float]
+    float32: tuple[float, float] | None
     float64: tuple[float, float]
+
+
+def _cap(x: Value) -> Cap:
+    """A softcap of 1."""
+    one = x.like(1.0)
+    return Cap((one, x.like(TINY["float32" if x.real == "f4" else "float64"])), one, one, x.like(4.0))
+
+
+def _tanh(x: Value) -> Value:
+    return _cap(x).apply(x)[0]
+
+
+def _sech_squared(x: Value) -> Value:
+    return _cap(x).apply(x)[1]
+
+
+def _power(x: Value) -> Value:
+    return power(x, x.like(SWEPT_EXPONENT))
 
 
 FUNCTIONS = {
     "exp": Swept(exponential, np.exp, (-np.inf, 88.0), (-np.inf, 709.0)),
     "log1p": Swept(log1p, np.log1p, (-1.0, 1e30), (-1.0, 1e30)),
     "log": Swept(log, np.log, (0.0, float(np.finfo(np.float32).max)), (0.0, float(np.finfo(np.float64).max))),
+    "tanh": Swept(_tanh, np.tanh, (0.0, float(np.finfo(np.float32).max)), (0.0, float(np.finfo(np.float64).max))),
+    "sech_squared": Swept(_sech_squared, lambda x: 1 / np.cosh(x) ** 2, (0.0, 1e30), (0.0, 1e30)),
+    "power": Swept(_power, lambda x: x**SWEPT_EXPONENT, None, (2.0**-1022, 1.0)),
 }
+
+LOST_BELOW = {"exp": 1.0, "sech_squared": 8.0, "power": 1.0}
+"""Results above 0 that may be lost, in smallest normal numbers."""
+
+
+def dtypes(name: str) -> tuple[str, ...]:
+    """Return those that a function is compiled for."""
+    return tuple(dtype for dtype in TINY if getattr(FUNCTIONS[name], dtype) is not None)
 
 
 class Worst(NamedTuple):
@@ -86,14 +117,14 @@ def _in_order(every: int) -> Iterator[Array]:
 
 def _sample(name: str, count: int) -> Iterator[Array]:
     rng = np.random.default_rng(0)
-    even = 709.0 if name == "exp" else 2.0
+    even = {"exp": 709.0, "tanh": 20.0, "sech_squared": 360.0}.get(name, 2.0)
     for _ in range(0, count, CHUNK):
         yield rng.integers(0, 1 << 64, min(count, CHUNK) // 2, np.uint64).view(np.float64)
         yield rng.uniform(-even, even, min(count, CHUNK) // 2)
 
 
 def _errors(name: str, dtype: str, x: Array, got: Array) -> Array:
-    """In ULP of the exact value; infinite where a number is due. An exponential below normal numbers may be lost."""
+    """In ULP of the exact value; infinite where a number is due, unless it may be lost."""
     wide = np.float64 if dtype == "float32" else np.longdouble
     bits, lowest = (23, -126) if dtype == "float32" else (52, -1022)
     with np.errstate(all="ignore"):
@@ -101,8 +132,9 @@ def _errors(name: str, dtype: str, x: Array, got: Array) -> Array:
         exponent = np.maximum(np.frexp(exact)[1] - 1, lowest)
         off = np.abs(got - exact)
         error = np.ldexp(off, bits - exponent).astype(np.float64)
-        if name == "exp":
-            error = np.where(exact < TINY[dtype], np.where(off <= TINY[dtype], 0.0, np.inf), error)
+        if name in LOST_BELOW:
+            lost = LOST_BELOW[name] * TINY[dtype]
+            error = np.where(exact < lost, np.where(off <= lost, 0.0, np.inf), error)
         return np.where(np.isfinite(error), error, np.inf)
 
 

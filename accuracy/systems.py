@@ -29,6 +29,8 @@ class System(NamedTuple):
     """Losses beside cross entropy: "loss", and "grad" where there is one."""
     halves: bool = False
     """Whether float16 and bfloat16 are computed in float32 and the loss is returned so."""
+    staged: bool = False
+    """Whether it has temperatures, softcaps and sparse targets."""
     mean: Callable[[Array, Array], tuple[float, Array]] | None = None
     """The mean loss, and the losses it is the mean of, of logits that are broadcast over their first axis."""
 
@@ -52,8 +54,8 @@ def _fastce(backend: str, variant: str) -> System:
     def loss_and_grad(case: Case) -> tuple[Array, Array]:
         # A gradient in the dtype of the arithmetic, so that it is not the rounding to halves that is seen.
         out = np.empty(case.logits.shape, np.float64 if case.dtype == "float64" else np.float32)
-        options: dict[str, Any] = {"label_smoothing": case.label_smoothing, "reduction": "none"}
-        loss, grad = call(fastce.cross_entropy_with_grad, case.logits, case.target, out=out, **options)
+        options = case.arguments | {"out": out, "reduction": "none"}
+        loss, grad = call(fastce.cross_entropy_with_grad, case.logits, **options)
         return loss, grad
 
     def family(case: FamilyCase) -> dict[str, Array]:
@@ -85,6 +87,7 @@ def _fastce(backend: str, variant: str) -> System:
         functools.partial(call, fastce.logsumexp),
         family=family,
         halves=True,
+        staged=True,
         mean=mean,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,12 +60,16 @@ def write(table: Table) -> None:
     PATH.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def record(table: Table, group: str, measured: dict[str, dict[str, dict[str, Figure]]]) -> None:
-    """Replace the figures of a group: row -> dtype -> system -> figure. Rows and limits stay as they are."""
+def record(
+    table: Table, group: str, measured: dict[str, dict[str, dict[str, Figure]]], rows: Sequence[str] | None = None
+) -> None:
+    """Replace the figures of a group, or of some rows: row -> dtype -> system -> figure. Limits stay as they are."""
     unknown = measured.keys() - table[group].keys()
     if unknown:
         raise KeyError(f"no row of the table for {', '.join(sorted(unknown))}")
     for name, row in table[group].items():
+        if rows is not None and name not in rows:
+            continue
         row["measured"] = {
             dtype: {
                 system: {"ulp": "inf" if figure.ulp == float("inf") else round(figure.ulp, 3), "at": figure.at}

@@ -6,9 +6,8 @@ what rounding loses of them, so that no grouping of batches shows in the digits 
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from fastce import _inputs, _pipeline
 from fastce._blocks import blocks
 from fastce._problem import Array, Output, Problem, Statistics
+from fastce._sums import Sum
 
 
 class CrossEntropySummary(NamedTuple):
@@ -158,11 +158,11 @@ class CrossEntropyAccumulator:
         request = self._request(logits, target, sample_weight)
         chosen = _pipeline.choose(request.problem, self._backend, self._num_threads)
         _pipeline.check(request, chosen)
-        sums = copy.deepcopy(self._sums)
+        sums = self._sums
         problem = request.problem
         row_bytes = problem.n_classes * sum(x.itemsize for x in (problem.logits, problem.dense) if x is not None)
         for where in blocks(problem.positions, row_bytes):
-            _add(sums, problem.at(where), request, chosen)
+            sums = _added(sums, problem.at(where), request, chosen)
         self._sums = sums
         return self
 
@@ -230,30 +230,6 @@ class CrossEntropyAccumulator:
         )
 
 
-@dataclass
-class Sum:
-    """A compensated sum (Neumaier's): exact to float64's rounding, however many numbers are added."""
-
-    total: float = 0.0
-    lost: float = 0.0
-
-    def add(self, x: float) -> None:
-        total = self.total + x
-        large, small = (self.total, x) if abs(self.total) >= abs(x) else (x, self.total)
-        self.lost += (large - total) + small if math.isfinite(total) else 0.0
-        self.total = total
-
-    @property
-    def value(self) -> float:
-        return self.total + self.lost
-
-    def merged(self, other: Sum) -> Sum:
-        both = replace(self)
-        both.add(other.total)
-        both.add(other.lost)
-        return both
-
-
 @dataclass(frozen=True)
 class _Moments:
     """Of losses l and weights w of rows: means, and sums of products of deviations from them.
@@ -297,24 +273,23 @@ class _Moments:
         return math.sqrt(max(squares, 0.0) * self.count / (self.count - 1)) if math.isfinite(squares) else math.nan
 
 
-@dataclass
-class _Sums:
+class _Sums(NamedTuple):
     """What has been seen."""
 
-    loss: Sum = field(default_factory=Sum)
-    weight: Sum = field(default_factory=Sum)
-    plain_loss: Sum = field(default_factory=Sum)
+    loss: Sum = Sum()
+    weight: Sum = Sum()
+    plain_loss: Sum = Sum()
     """Without class weights, label smoothing and z-loss."""
-    sample_weight: Sum = field(default_factory=Sum)
-    right: Sum = field(default_factory=Sum)
-    moments: _Moments = field(default_factory=_Moments)
+    sample_weight: Sum = Sum()
+    right: Sum = Sum()
+    moments: _Moments = _Moments()
 
     def merged(self, other: _Sums) -> _Sums:
-        return _Sums(**{name: own.merged(getattr(other, name)) for name, own in vars(self).items()})
+        return _Sums(*(own.merged(theirs) for own, theirs in zip(self, other, strict=True)))  # type: ignore[attr-defined]
 
 
-def _add(sums: _Sums, problem: Problem, request: _inputs.Request, chosen: _pipeline.Chosen) -> None:
-    """Add the rows of a block: of its logits, which are in cache after the first visit."""
+def _added(sums: _Sums, problem: Problem, request: _inputs.Request, chosen: _pipeline.Chosen) -> _Sums:
+    """Return the sums with the rows of a block, whose logits are in cache after the first visit."""
     losses = np.empty(problem.n_rows, problem.real)
     totals = _pipeline.run(request._replace(problem=replace(problem, row_values=losses)), chosen)
     sample_weight = np.ones(problem.n_rows)
@@ -336,12 +311,14 @@ def _add(sums: _Sums, problem: Problem, request: _inputs.Request, chosen: _pipel
         plain = _pipeline.run(request._replace(problem=bare), chosen)
     correct = _correct(problem, request, chosen) & ~np.isnan(losses)
     with np.errstate(all="ignore"):
-        sums.loss.add(totals.loss)
-        sums.weight.add(totals.weight)
-        sums.plain_loss.add(plain.loss)
-        sums.sample_weight.add(float(sample_weight.sum()))
-        sums.right.add(float(sample_weight[correct[kept]].sum()))
-        sums.moments = sums.moments.merged(_Moments.of(losses[kept].astype(np.float64), weights))
+        return _Sums(
+            sums.loss.plus(totals.loss),
+            sums.weight.plus(totals.weight),
+            sums.plain_loss.plus(plain.loss),
+            sums.sample_weight.plus(float(sample_weight.sum())),
+            sums.right.plus(float(sample_weight[correct[kept]].sum())),
+            sums.moments.merged(_Moments.of(losses[kept].astype(np.float64), weights)),
+        )
 
 
 def _labels(problem: Problem) -> Array:

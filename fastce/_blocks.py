@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 8 << 20
 """Logits and dense target that are visited at a time: they fit a last-level cache, and make a call's cost vanish."""
 
 

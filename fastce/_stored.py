@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from fastce._blocks import BLOCK_BYTES
 from fastce._problem import Array
 
 if TYPE_CHECKING:
     from fastce._files import Index, Source
-
-BLOCK_BYTES = 8 << 20
-"""Logits that are visited at a time: they fit a last-level cache, and make a call's cost vanish."""
 
 
 class StoredLogits:

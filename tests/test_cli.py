@@ -87,7 +87,7 @@ def test_base_install(files: list[Path], tmp_path: Path) -> None:
 def test_help_version_info(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, expected in (
         (["--help"], "score .*info .*demo"),
-        (["score", "--help"], "example:.*fastce score logits.npy labels.npy"),
+        (["score", "--help"], "examples:.*fastce score logits.npy labels.npy"),
         (["demo", "--help"], "half a minute"),
         (["--version"], rf"fastce {re.escape(fastce.__version__)}\n"),
     ):
@@ -233,7 +233,7 @@ def test_progress(files: list[Path], monkeypatch: pytest.MonkeyPatch, capsys: py
 
     assert shown() == ""
     monkeypatch.setattr("fastce._cli._console.PROGRESS_AFTER", 0)
-    monkeypatch.setattr("fastce._cli._score.BLOCK_BYTES", 100)
+    monkeypatch.setattr("fastce._cli._work.BLOCK_BYTES", 100)
     assert re.search(r"\d+%.* rows", shown())
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert shown() == ""

@@ -145,7 +145,7 @@ def test_names(tmp_path: Path, labels: Path, capsys: pytest.CaptureFixture[str])
 
 def test_global_index(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The place of a bad label or target is the place in the file, whatever the block."""
-    monkeypatch.setattr("fastce._cli._score.BLOCK_BYTES", 64)
+    monkeypatch.setattr("fastce._cli._work.BLOCK_BYTES", 64)
     logits = np.zeros((5, 4, 6), np.float32)
     np.save(tmp_path / "x.npy", logits)
     y = np.zeros((5, 6), np.int16)

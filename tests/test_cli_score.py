@@ -360,14 +360,3 @@ def test_text(x: Array, y: Array, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert lines[0].endswith(f"x.npy, {N} × {C} float32")
     assert lines[1].endswith("numpy (reference), 1 thread")
     assert lines[2] == f"mean loss     {fastce.cross_entropy(x, y, base=2, backend='numpy'):.9g} bits"
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (2, 3, 4), (4, 1, 6), (3, 0)])
-@pytest.mark.parametrize("size", [1, 2, 5, 12, 100])
-def test_boxes(shape: tuple[int, ...], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks are a partition of the rows in C order, none larger than asked for."""
-    monkeypatch.setattr(_work, "BLOCK_BYTES", size)
-    rows = np.arange(math.prod(shape)).reshape(shape)
-    found = [rows[where].ravel() for where in _work.blocks(shape, 1)]
-    assert all(0 < len(part) <= size for part in found)
-    assert np.concatenate([np.empty(0, int), *found]).tolist() == rows.ravel().tolist()

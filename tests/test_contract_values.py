@@ -366,3 +366,23 @@ def test_softmax_of_special_rows(engine: Engine, dtype: DType) -> None:
     x = np.array([*SPECIAL.values(), [0, -np.inf, 1, -np.inf, 2], [0, 1, 2, 3, 4]]).astype(dtype)
     distributions(engine, x)
     assert engine.logsumexp(x)[:3].tolist() == [-np.inf, np.inf, np.inf]
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_two_classes(engine: Engine, dtype: DType, axis: int) -> None:
+    """Every pair of numbers of all sizes and signs, for either label and none, with weights that are 0 among them."""
+    values = np.array([-np.inf, -1e4, -80, -1, 0, 0.125, 3, 79, 1e4, np.inf, np.nan])
+    first, second, label = (part.reshape(-1) for part in np.meshgrid(values, values, [0, 1, -100]))
+    x = np.moveaxis(np.stack([first, second], -1).astype(dtype), -1, axis)
+    for weight in (None, [0.0, 1.5]):
+        agree(
+            engine,
+            x,
+            label.astype(int),
+            axis=axis,
+            weight=weight,
+            reduction="none",
+            grad_output=np.full(label.shape, 3.0),
+        )
+    finite = np.isfinite(first) & np.isfinite(second)
+    agree(engine, np.compress(finite, x, 1 + axis), label[finite].astype(int), axis=axis)

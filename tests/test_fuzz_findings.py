@@ -14,7 +14,8 @@ sys.path.insert(0, str(FUZZ))
 
 from fuzz_files import read_all, seeds, spoil  # noqa: E402
 
-FILES = [path for path in sorted((FUZZ / "findings").iterdir()) if path.suffix in {".npy", ".safetensors"}]
+SUFFIXES = {".npy", ".safetensors", ".json", ".state"}
+FILES = [path for path in sorted((FUZZ / "findings").iterdir()) if path.suffix in SUFFIXES]
 
 
 @pytest.mark.parametrize("number", range(len(seeds())))
@@ -30,8 +31,8 @@ def test_the_seeds_are_good(number: int, tmp_path: Path) -> None:
 def test_spoiled_files(seed: int, tmp_path: Path) -> None:
     """Read, or refused in words: some that the driver makes, and all that once were neither."""
     rng, good = random.Random(seed), seeds()
-    spoiled = [(suffix, spoil(data, rng)) for suffix, data in good * 5]
-    kept = [(path.suffix, path.read_bytes()) for path in FILES]
+    spoiled = [(suffix, spoil(data, rng)) for suffix, data in good * 12]
+    kept = [("".join(path.suffixes), path.read_bytes()) for path in FILES]
     accepted = 0
     for number, (suffix, data) in enumerate(spoiled + kept):
         path = tmp_path / f"{number}{suffix}"

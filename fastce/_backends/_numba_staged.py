@@ -6,10 +6,10 @@ with a record of its own; so an option costs a small kernel for each dtype, and 
 
     y = c tanh(x/(T c)), dy/dx = sech(x/(T c))^2/T; without a softcap y = (x - shift)/T
 
-with the row's maximum as the shift, so that an offset common to all classes costs no digits of their differences. A
-gradient by y takes the place of y, and leaves multiplied by the derivative; it goes to its place at once where the
-derivative is even and the dtype the arithmetic's. Rows are staged one after the other, or where vectors are made of
-positions one class after the other.
+so that an offset common to all classes costs no digits of their differences. The shift is what the visit will subtract,
+which is 0 then: a label's logit where that will serve as maximum, else the maximum. A gradient by y takes the place of
+y, and leaves multiplied by the derivative; it goes to its place at once where the derivative is even and the dtype the
+arithmetic's. Rows are staged one after the other, or where vectors are made of positions one class after the other.
 """
 
 from __future__ import annotations
@@ -48,12 +48,16 @@ from fastce._backends._numba_tile import (
     OUT,
     SCRATCH_BYTES,
     SHARED_BYTES,
+    SHIFTED_LIMIT,
 )
 
 _RECORD_BYTES = CALL_BYTES + 8 * AXIS
 
 STAGED_AT = -(-(_RECORD_BYTES + BLOCK_BYTES) // 64) * 64
 """Where in a task's memory the operands may begin: behind the record of the visit, and what that leaves."""
+
+BY_MAXIMUM, BY_LABEL = 1, 2
+"""What a row is shifted by, in the record; 0 is nothing."""
 
 LISTED_BYTES = 16
 """Of each class in a list: its number, and its mass."""
@@ -248,9 +252,23 @@ def _finite(top: Value) -> Value:
     return select((top - top).equals(0.0), top, 0.0)
 
 
+def _get_labels(call: Struct, tile: Struct, n: Value, x: Memory) -> None:
+    when(call.shifts.equals(BY_LABEL), (), lambda: vector.get_labels.here(call, tile, n, x, None))
+
+
+def _shift(call: Struct, top: Value, logit: Value, x: Memory) -> Value:
+    """Return by how much rows are shifted, of their maxima and their labels' logits, all in float64."""
+    gap = call.temperature * math.log(SHIFTED_LIMIT[x.real])
+    by_label = call.shifts.equals(BY_LABEL)
+    if top.count is not None:
+        by_label, gap = by_label.splat(top.count), gap.splat(top.count)
+    return _finite(select(by_label & (top - logit < gap), logit, top))
+
+
 @traced
 def stage_rows(call: Struct, tile: Struct, n: Value, x: Memory) -> None:
     """Stage n rows one after the other, but for those that are ignored."""
+    _get_labels(call, tile, n, x)
     shifts = select(call.shifts > 0, call.n_classes, 0)
 
     def row(i: Value) -> None:
@@ -266,8 +284,10 @@ def stage_rows(call: Struct, tile: Struct, n: Value, x: Memory) -> None:
             return each(count, x.lanes, (top,), some)
 
         (top,) = loop(0, shifts, BLOCK, (x.constant(-math.inf),), highest)
-        shift = _finite(top.reduce(maximum).splat(x.lanes))
-        tile.offset[i] = shift.lane(0).to("f8") / call.temperature
+        shift = _shift(call, top.reduce(maximum).to("f8"), tile.label_logit[i], x)
+        shift = select(call.shifts > 0, shift, 0.0)
+        tile.offset[i] = shift / call.temperature
+        shift = shift.to(x.real).splat(x.lanes)
 
         def block(k: Value) -> State:
             count = smaller(call.n_classes - k, BLOCK)
@@ -285,6 +305,7 @@ def stage_rows(call: Struct, tile: Struct, n: Value, x: Memory) -> None:
 @traced
 def stage_classes(call: Struct, tile: Struct, n: Value, x: Memory) -> None:
     """Stage n positions, one class after the other."""
+    _get_labels(call, tile, n, x)
 
     def gather(k: Value, count: Value) -> None:
         vector.gather_classes(call, tile, n, k, count, x, None, None)
@@ -313,7 +334,8 @@ def stage_classes(call: Struct, tile: Struct, n: Value, x: Memory) -> None:
 
         def positions(i: Value) -> State:
             top = tile.top.at(i).read_like(x.constant(0.0).to("f8"))
-            shift = _finite(select((call.shifts > 0).splat(x.lanes), top, 0.0))
+            shift = _shift(call, top, tile.label_logit.at(i).read_like(top), x)
+            shift = select((call.shifts > 0).splat(x.lanes), shift, 0.0)
             tile.offset.at(i).write(shift / call.temperature.splat(x.lanes))
             to, slopes = (
                 _place(call, tile, offset, i, k, x, across=True) for offset in (call.stage[LOGITS], call.slopes)

@@ -143,7 +143,7 @@ CALL = np.dtype(
         ("stage_row", "i8"),  # bytes from a staged row to the next
         ("stage_class", "i8"),
         ("stage_bytes", "i8"),  # of an operand
-        ("shifts", "i8"),  # whether each row is shifted
+        ("shifts", "i8"),  # by what each row is shifted, if it is
         ("per_temperature", "f8", 2),  # high and low part, neither 0
         ("per_softcap", "f8"),  # 1/(temperature*softcap)
         ("softcap", "f8"),

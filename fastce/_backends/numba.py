@@ -635,9 +635,12 @@ def _make_staged_plan(p: Problem, checking: bool) -> _Plan:
         visited = _visited(p, tile, staged, (row, to_class))
         visit = _make_record(visited, checking, tile)
         visit["tile"], visit["n_blocks"], visit["streamed"] = tile, 1, call["streamed"] and not out
+        function, kinds = _function(visited, checking)
+        if call["shifts"] and kinds[-1] is not types.none:
+            call["shifts"] = _numba_staged.BY_LABEL
         visit["shifts"], visit["checked"] = call["shifts"], p.listed is not None
         call["visit_plan"] = visit.ctypes.data
-        call["visit_entry"] = _kernel(*_function(visited, checking))
+        call["visit_entry"] = _kernel(function, kinds)
     call["staging"] = staging = 1 << (end - 1).bit_length()
     entry = _kernel(_numba_staged.staged, (types.none,) * 7)
     return _Plan(record, entry, p.n_rows, int(call["n_blocks"]), staging, visit)
@@ -645,7 +648,7 @@ def _make_staged_plan(p: Problem, checking: bool) -> _Plan:
 
 def _put_transform(call: Any, p: Problem) -> None:
     """Describe what is done to logits."""
-    call["shifts"] = p.temperature != 1 and not p.softcap
+    call["shifts"] = _numba_staged.BY_MAXIMUM if p.temperature != 1 and not p.softcap else 0
     call["gradient_divisor"] = 1.0 if p.softcap else p.temperature
     temperature, limits = Fraction(p.temperature), np.finfo(p.real)
     most, least = Fraction(float(limits.max)), float(limits.smallest_subnormal)

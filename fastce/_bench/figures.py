@@ -15,6 +15,7 @@ from fastce._bench.baseline import BASELINE
 from fastce._bench.compare import Change
 from fastce._bench.measure import LIMIT, Measurement
 from fastce._bench.results import Results
+from fastce._bench.system import short_name
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#8C8C8C", "#CC79A7", "#D55E00", "#56B4E9", "#B8A800")
 SYMBOLS = ("circle", "square", "diamond", "x", "triangle-up", "star", "cross", "hexagon")
@@ -339,11 +340,6 @@ class Figures:
             style["name"] = label or style["name"]
             style["line"]["dash"] = dash or style["line"]["dash"]
             drawing.add_scatter(x=x, y=y, mode="lines+markers", **style)
-
-
-def short_name(system: str) -> str:
-    """Return the name of a system without "fastce ", which all of ours have."""
-    return system.removeprefix("fastce ")
 
 
 def _drawing(**layout: Any) -> Any:

@@ -15,9 +15,10 @@ from typing import Any
 
 from fastce._bench.cases import Case
 from fastce._bench.compare import CONFIDENCE, Change, sentence
-from fastce._bench.figures import Figure, Figures, changes_figure, short_name
+from fastce._bench.figures import Figure, Figures, changes_figure
 from fastce._bench.measure import LIMIT
 from fastce._bench.results import Results
+from fastce._bench.system import short_name
 
 
 def report(results: Results) -> str:
@@ -52,8 +53,9 @@ def comparison(old: Results, new: Results, changes: Sequence[Change], limit: flo
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """What the browser may load: nothing that is not in the file."""
 
-MAPS = """How many times faster than plain NumPy, the formula one writes without a library, for float32 logits and
-integer labels, with all threads. Brighter is faster; a field that was not measured is empty."""
+MAPS = """How many times faster than plain NumPy, the formula one writes without a library, for integer labels and
+logits of the dtype that most cases have (float32 unless another was asked for), with all threads. Brighter is faster;
+a field that was not measured is empty."""
 ROOF = """Bytes that must be moved (logits and labels read, the gradient written) over the time taken, of the largest
 batch measured for each number of classes. The dashed line is what the memory of this machine gave in the same rounds,
 to a loop that moves the same arrays and computes nothing; arrays that fit in a cache are held against the cache."""

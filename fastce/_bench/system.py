@@ -14,6 +14,11 @@ from fastce._bench.cases import Case, Inputs
 from fastce._bench.reference import Answer
 
 
+def short_name(system: str) -> str:
+    """Return the name of a system without "fastce ", which all of ours have."""
+    return system.removeprefix("fastce ")
+
+
 class Call(NamedTuple):
     """What is timed, and how its result is read as an answer (not timed)."""
 

@@ -132,6 +132,7 @@ def _add_score(commands: Any) -> None:
     add("--output", metavar="FILE", help="write the loss of each row to a .npy file")
     add("--resume", metavar="STATE", help="keep what is done in this file, and go on from there after an interrupt")
     add("--json", action="store_true", help="print one JSON object")
+    add("--dask", metavar="SCHEDULER", help="compute on the Dask cluster at this address, which sees the same files")
     _add_engine(command)
     command.set_defaults(run=_run_score)
 
@@ -147,7 +148,7 @@ def _add_demo(commands: Any) -> None:
 def _add_bench(commands: Any) -> None:
     command = commands.add_parser("bench", help="measure this machine, or compare two runs", description=BENCH_HELP)
     add = command.add_argument
-    add("--full", action="store_true", help="every case there is: three quarters of an hour")
+    add("--full", action="store_true", help="every case there is, each measured for longer")
     add("--peers", action="store_true", help='the other systems too (pip install "fastce[peers]")')
     add("--shapes", metavar="NxC,...", help="these shapes only: rows x classes")
     add("--dtype", metavar="D,...", help="float16, bfloat16, float32, float64")

@@ -26,7 +26,7 @@ from fastce._bench.measure import LIMIT, Measurement, measure
 from fastce._bench.ours import OURS
 from fastce._bench.peers import PEERS
 from fastce._bench.results import Results, ResultsError, read, write, write_text
-from fastce._bench.system import System
+from fastce._bench.system import System, short_name
 from fastce._cli._console import CommandError, Progress, one_line, progress, table
 
 BUDGET = 0.4
@@ -154,8 +154,8 @@ def choose_cases(options: argparse.Namespace) -> list[Case]:
 
 
 def _systems(options: argparse.Namespace) -> list[System]:
-    wanted = options.backend or [_short(system.name) for system in BACKENDS]
-    ours = [system for system in BACKENDS if _short(system.name) in wanted]
+    wanted = options.backend or [short_name(system.name) for system in BACKENDS]
+    ours = [system for system in BACKENDS if short_name(system.name) in wanted]
     for system in [*ours, *(PEERS if options.peers else ())]:
         if missing := system.missing():
             print(f"{system.name} is left out: {' and '.join(missing)} not installed", file=sys.stderr)
@@ -178,12 +178,8 @@ def _machine_line(results: Results) -> str:
 
 def _head(systems: Sequence[str], width: int) -> str:
     cells = [f"{'case':{width}}", f"{BASELINE.name:>12}"]
-    cells += [f"{_short(name):>{max(CELL, len(_short(name)))}}" for name in systems if name != BASELINE.name]
+    cells += [f"{short_name(name):>{max(CELL, len(short_name(name)))}}" for name in systems if name != BASELINE.name]
     return "  ".join([*cells, f"{'best':>10}", f"{'±':>4}", f"{'GB/s':>6}", "of limit"])
-
-
-def _short(system: str) -> str:
-    return system.removeprefix("fastce ")
 
 
 def _row(measured: Sequence[Measurement], systems: Sequence[str], width: int) -> str:
@@ -193,7 +189,7 @@ def _row(measured: Sequence[Measurement], systems: Sequence[str], width: int) ->
     for system in systems:
         if system == BASELINE.name:
             continue
-        m, space = by_name[system], max(CELL, len(_short(system)))
+        m, space = by_name[system], max(CELL, len(short_name(system)))
         cell = "wrong" if m.why_not.startswith("wrong") else "-"
         if m.seconds:
             cell = f"{base.median / m.median:.1f}×" if base and base.seconds else _seconds(m.median)
@@ -214,10 +210,7 @@ def _lines(results: Results) -> list[str]:
         by_case.setdefault(m.case, []).append(m)
     names = list(dict.fromkeys(m.system for m in results.measurements if m.system not in (LIMIT, BASELINE.name)))
     width = max((len(case.name) for case in by_case), default=0)
-    lines = [f"{results.command}, {results.date}", ""]
-    lines += [
-        f"{'case':{width}}  {BASELINE.name:>12}  " + "  ".join(f"{n.removeprefix('fastce '):>{CELL}}" for n in names)
-    ]
+    lines = [f"{results.command}, {results.date}", _machine_line(results), NOTE, "", _head(names, width)]
     for case, measured in by_case.items():
         found = {m.system for m in measured}
         absent = [Measurement(case, name) for name in (*names, LIMIT) if name not in found]
@@ -243,7 +236,7 @@ def _closing(results: Results) -> list[str]:
             lines.append(f"memory limit, {kind}: {largest.bytes_per_second / 1e9:.1f} GB/s ({largest.case.name})")
     by_system: dict[str, list[str]] = {}
     for peak in results.memory:
-        by_system.setdefault(_short(peak.system), []).append(f"{peak.what} {peak.mib:.1f}")
+        by_system.setdefault(short_name(peak.system), []).append(f"{peak.what} {peak.mib:.1f}")
     if by_system:
         listed = "; ".join(f"{name}: {', '.join(parts)}" for name, parts in by_system.items())
         lines.append(f"memory beyond the arrays at 1,024 × 32,000, MiB: {listed}")
@@ -352,7 +345,7 @@ def dtypes(text: str, option: str) -> list[str]:
 
 def backends(text: str, option: str) -> list[str]:
     """Read cython,numba."""
-    return names_of([_short(system.name) for system in BACKENDS], text, option)
+    return names_of([short_name(system.name) for system in BACKENDS], text, option)
 
 
 def percent(text: str, option: str) -> float:

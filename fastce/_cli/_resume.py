@@ -18,8 +18,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 from fastce._cli._console import CommandError
 from fastce._cli._output import replacing
-from fastce._cli._work import Result, Sum
+from fastce._cli._work import Result
 from fastce._files import Source
+from fastce._sums import Sum
 
 SAVE_SECONDS = 2.0
 """Between two states; what is lost at most."""
@@ -43,9 +44,10 @@ class Saved(NamedTuple):
 class State:
     """A file that holds what a run has found so far."""
 
-    def __init__(self, path: Path, made_of: dict[str, Any]) -> None:
-        """Take the name of a file, and what results depend on: by name something that JSON holds."""
+    def __init__(self, path: Path, name: str, made_of: dict[str, Any]) -> None:
+        """Take a file, what messages call it, and what results depend on: by name something that JSON holds."""
         self.path = path
+        self._name = name
         self._made_of = {name: json.loads(json.dumps(value)) for name, value in made_of.items()}
         self._next = 0.0
 
@@ -62,7 +64,7 @@ class State:
             if theirs != ours:
                 shown = f" ({theirs!r} then, {ours!r} now)" if isinstance(ours, (int, float, type(None))) else ""
                 raise CommandError(
-                    f"--resume {self.path}: is of another run, whose {name} differs{shown}; "
+                    f"--resume {self._name}: is of another run, whose {name} differs{shown}; "
                     "delete it to begin again, or name another file"
                 )
         return saved
@@ -92,7 +94,7 @@ class State:
             return saved, dict(made_of)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
             raise CommandError(
-                f"--resume {self.path}: damaged, or not the state of a run: {error}; it is left as it is"
+                f"--resume {self._name}: damaged, or not the state of a run: {error}; it is left as it is"
             ) from None
 
     def due(self) -> bool:

@@ -8,15 +8,17 @@ are added up here, written to the output, and saved from time to time where the 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -25,26 +27,39 @@ from fastce import _inputs, _pipeline
 from fastce._cli._console import CommandError, Terminated, progress, si, table, threads
 from fastce._cli._output import output_path, replacing
 from fastce._cli._resume import Saved, State, identity, partial_name
-from fastce._cli._work import BadRow, Job, Result
+from fastce._cli._work import BadRow, Found, Job, Result
 from fastce._files import FileError, Source, open_array
 from fastce._problem import Array
-from fastce._stored import BLOCK_BYTES
+
+if TYPE_CHECKING:
+    from fastce._cli._cluster import Cluster
+
+Finder = Callable[[int], Generator[Found, None, None]]
+"""What does all blocks from a row on."""
 
 
 def score(options: argparse.Namespace) -> int:
     """Run the command."""
-    with _terminable():
-        logits = _opened(options.logits, options.dtype == "bfloat16")
-        target = _opened(options.target)
-        weight = None if options.weight is None else _opened(options.weight)
-        job = _prepare(options, logits, target, weight)
-        inputs = [path for source in (logits, target, weight) if source for path in source.files]
+    with _terminable(), ExitStack() as stack:
+        workers = None if options.dask is None else stack.enter_context(_cluster(options.dask))
+        job, weight = prepare(options)
+        if workers is not None:
+            job = replace(job, chosen=job.chosen._replace(num_threads=workers.num_threads * (options.threads or 1)))
+        elif job.logits.in_order or job.target.in_order:
+            _keep_less_memory()
+        inputs = [path for source in (job.logits, job.target, weight) if source for path in source.files]
         output = None if options.output is None else output_path("--output", options.output, inputs)
+
+        def found(first_row: int) -> Generator[Found, None, None]:
+            if workers is None:
+                return job.found(first_row)
+            return workers.found(options, job, first_row, output is not None)
+
         try:
             if options.resume is not None:
-                result, seconds = _resumed(options, job, weight, output, inputs)
+                result, seconds = _resumed(options, job, found, weight, output, inputs)
             else:
-                result, seconds = _at_once(job, output)
+                result, seconds = _at_once(job, found, output)
         except FileError as error:
             raise CommandError(str(error)) from None
     report = _report(options, job, result, seconds)
@@ -61,6 +76,13 @@ def _opened(spec: str, bfloat16: bool = False) -> Source:
         return open_array(spec, bfloat16)
     except (FileError, ImportError) as error:
         raise CommandError(str(error)) from None
+
+
+def _keep_less_memory() -> None:
+    """Have all threads share what was freed: else glibc keeps tens of MiB of decoded chunks, some for each thread."""
+    arena_max = -8  # of malloc.h
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(arena_max, 1)
 
 
 @contextmanager
@@ -80,8 +102,14 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _at_once(job: Job, output: Path | None) -> tuple[Result, float]:
-    run = _Run(job, Saved())
+def _cluster(address: str) -> AbstractContextManager[Cluster]:
+    from fastce._cli._cluster import cluster
+
+    return cluster(address)
+
+
+def _at_once(job: Job, found: Finder, output: Path | None) -> tuple[Result, float]:
+    run = _Run(job, found, Saved())
     if output is None:
         run.go()
     else:
@@ -92,21 +120,26 @@ def _at_once(job: Job, output: Path | None) -> tuple[Result, float]:
 
 
 def _resumed(
-    options: argparse.Namespace, job: Job, weight: Source | None, output: Path | None, inputs: list[Path]
+    options: argparse.Namespace,
+    job: Job,
+    finder: Finder,
+    weight: Source | None,
+    output: Path | None,
+    inputs: list[Path],
 ) -> tuple[Result, float]:
     """Go on where another run has ended, or begin; whatever ends this one, the next may go on."""
     path = output_path("--resume", options.resume, inputs)
     if path == output:
         raise CommandError(f"--resume {options.resume}: is the output")
-    state = State(path, _made_of(options, job, weight, output))
+    state = State(path, options.resume, _made_of(options, job, weight, output))
     found = state.load()
     if found is None:
         partial = None if output is None else partial_name()
-        run = _Run(job, Saved(partial=partial), state)
+        run = _Run(job, finder, Saved(partial=partial), state)
     else:
         if not job.begins_block(found.result.rows):
             raise CommandError(f"--resume {options.resume}: damaged: {found.result.rows} rows are no number of blocks")
-        run = _Run(job, found, state)
+        run = _Run(job, finder, found, state)
     if output is None:
         _go_or_discard(run, [path])
         return run.saved.result, run.saved.seconds
@@ -153,15 +186,16 @@ def _made_of(options: argparse.Namespace, job: Job, weight: Source | None, outpu
         "--dtype": options.dtype,
         "--output": None if output is None else str(output),
         "backend": f"{job.chosen.name} ({job.variant})",
-        "version": f"fastce {fastce.__version__}, blocks of {BLOCK_BYTES}",
+        "version": f"fastce {fastce.__version__}, blocks of {job.block_bytes}",
     }
 
 
 class _Run:
     """The work: what has been found so far, and where it goes."""
 
-    def __init__(self, job: Job, saved: Saved, state: State | None = None) -> None:
+    def __init__(self, job: Job, found: Finder, saved: Saved, state: State | None = None) -> None:
         self.job = job
+        self.found = found
         self.saved = saved
         self.state = state
         self.output: BinaryIO | None = None
@@ -188,7 +222,7 @@ class _Run:
         before, start = self.saved.seconds, time.perf_counter()
         with (
             progress(self.job.problem.n_rows, "rows") as bar,
-            closing(self.job.found(self.saved.result.rows)) as found_blocks,
+            closing(self.found(self.saved.result.rows)) as found_blocks,
         ):
             bar.update(self.saved.result.rows)
             for found in found_blocks:
@@ -206,7 +240,11 @@ class _Run:
         self.saved = self.saved._replace(seconds=before + time.perf_counter() - start)
 
 
-def _prepare(options: argparse.Namespace, logits: Source, target: Source, weight: Source | None) -> Job:
+def prepare(options: argparse.Namespace) -> tuple[Job, Source | None]:
+    """Open the files and check everything but the rows; return the job, and the class weights."""
+    logits = _opened(options.logits, options.dtype == "bfloat16")
+    target = _opened(options.target)
+    weight = None if options.weight is None else _opened(options.weight)
     for source in (logits, target):
         if source.by_rows and len(source.shape) > 1 and options.axis in (0, -len(source.shape)):
             raise CommandError(f"{source.name}: is read by rows, so the class axis cannot be the first")
@@ -231,7 +269,7 @@ def _prepare(options: argparse.Namespace, logits: Source, target: Source, weight
         if logits.dtype.kind in "iu" and logits.itemsize == 2:
             hint = "; if they are the bits of bfloat16, say --dtype bfloat16"
         raise CommandError(f"{error}{hint}") from None
-    return Job(request, chosen, variant, logits, target)
+    return Job(request, chosen, variant, logits, target), weight
 
 
 def _stand_in(source: Source) -> Array:

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastce import _dtypes, _inputs, _pipeline
+from fastce._blocks import BLOCK_BYTES, boxes
 from fastce._cli._console import CommandError
 from fastce._files import Index, Source
 from fastce._problem import Array, Problem
-from fastce._stored import BLOCK_BYTES
+from fastce._sums import Sum
 
 MOST_BLOCKS = 4
 """Blocks that are computed at the same time; more threads than that share blocks."""
@@ -35,23 +36,6 @@ RUN_BYTES = 100_000
 
 TASK_BYTES = 32 << 20
 """What a thread does before it hands over what it has found, of files that are read in any order."""
-
-
-class Sum(NamedTuple):
-    """A compensated sum (Neumaier's): exact to float64's rounding for any number of blocks."""
-
-    total: float = 0.0
-    lost: float = 0.0
-
-    def plus(self, x: float) -> Sum:
-        """Return the sum with one more term."""
-        total = self.total + x
-        large, small = (self.total, x) if abs(self.total) >= abs(x) else (x, self.total)
-        return Sum(total, self.lost + ((large - total) + small if math.isfinite(total) else 0.0))
-
-    @property
-    def value(self) -> float:
-        return self.total + self.lost
 
 
 class Block(NamedTuple):
@@ -119,6 +103,11 @@ class Job:
         """Tell whether the objective is the plain loss."""
         return self.problem.class_weight is None and self.problem.class_vector is None
 
+    @property
+    def block_bytes(self) -> int:
+        """What is read for a block."""
+        return BLOCK_BYTES
+
     def found(self, first_row: int = 0) -> Generator[Found, None, None]:
         """Do block after block, from a row on which one begins; the next ones while the caller uses this one."""
         workers = min(self.chosen.num_threads, MOST_BLOCKS)
@@ -127,7 +116,10 @@ class Job:
         with ThreadPoolExecutor(workers, thread_name_prefix="fastce-score") as pool:
             try:
                 for task in self._tasks(first_row):
-                    waiting.append(pool.submit(self._do_all, task, threads))
+                    if self._in_order:
+                        waiting.append(pool.submit(self._do_read, [self._read(block) for block in task], task, threads))
+                    else:
+                        waiting.append(pool.submit(self.do_all, task, threads))
                     if len(waiting) > workers:
                         yield from waiting.popleft().result()
                 while waiting:
@@ -136,32 +128,41 @@ class Job:
                 for future in waiting:
                     future.cancel()
 
+    @property
+    def _in_order(self) -> bool:
+        """Tell whether blocks are best read one after the other, by one thread."""
+        return self.logits.in_order or self.target.in_order
+
     def _tasks(self, first_row: int) -> Iterator[list[Block]]:
         """Cut the work into what a thread does at a time: some blocks, or one of files that are read in their order."""
-        blocks = (block for block in self._blocks() if block.row >= first_row)
-        in_order = self.logits.in_order or self.target.in_order
-        count = 1 if in_order else max(1, TASK_BYTES // BLOCK_BYTES)
+        blocks = (block for block in self.blocks() if block.row >= first_row)
+        count = 1 if self._in_order else max(1, TASK_BYTES // BLOCK_BYTES)
         while task := list(islice(blocks, count)):
             yield task
 
-    def _blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[Block]:
+        """Cut the rows into blocks."""
         problem, row = self.problem, 0
         read = (self.logits,) if problem.dense is None else (self.logits, self.target)
         row_bytes = problem.n_classes * sum(source.dtype.itemsize for source in read)
-        for where in blocks(problem.positions, row_bytes):
+        for where in boxes(problem.positions, max(1, BLOCK_BYTES // max(1, row_bytes))):
             yield Block(row, where)
             row += math.prod(part.stop - part.start for part in where)
 
     def begins_block(self, row: int) -> bool:
         """Tell whether a row is the first of a block, or the one after the last."""
-        return row == self.problem.n_rows or any(block.row == row for block in self._blocks())
+        return row == self.problem.n_rows or any(block.row == row for block in self.blocks())
 
-    def _do_all(self, task: list[Block], threads: int) -> list[Found]:
-        return [self._do(block.where, block.row, threads) for block in task]
+    def do_all(self, task: list[Block], threads: int) -> list[Found]:
+        """Do some blocks."""
+        return [self._do(self._read(block), block.row, threads) for block in task]
 
-    def _do(self, where: tuple[slice, ...], first_row: int, threads: int) -> Found:
-        losses = np.empty(math.prod(part.stop - part.start for part in where), self.problem.real)
-        block = self._block(where, losses)
+    def _do_read(self, problems: list[Problem], task: list[Block], threads: int) -> list[Found]:
+        return [self._do(problem, block.row, threads) for problem, block in zip(problems, task, strict=True)]
+
+    def _do(self, block: Problem, first_row: int, threads: int) -> Found:
+        losses = np.empty(block.n_rows, self.problem.real)
+        block = replace(block, row_values=losses)
         loss, weight = self._run(block, first_row, threads)
         values = losses / self.problem.real.type(self.request.unit)
         plain_loss = loss
@@ -171,9 +172,9 @@ class Job:
         right, ignored = count(block)
         return Found(block.n_rows, loss, weight, plain_loss, right, ignored, values)
 
-    def _block(self, where: tuple[slice, ...], losses: Array) -> Problem:
+    def _read(self, block: Block) -> Problem:
         """Return the problem of some rows."""
-        axis = self.request.axis
+        axis, where = self.request.axis, block.where
         index: Index = (*where[:axis], slice(None), *where[axis:])
         labels, dense = None, None
         if self.problem.labels is not None:
@@ -181,7 +182,7 @@ class Job:
         else:
             dense = np.moveaxis(self.target.read(index), axis, -1)
         logits = np.moveaxis(self.logits.read(index), axis, -1)
-        return replace(self.problem, logits=logits, labels=labels, dense=dense, row_values=losses)
+        return replace(self.problem, logits=logits, labels=labels, dense=dense)
 
     def _run(self, problem: Problem, first_row: int, threads: int) -> tuple[float, float]:
         """Do a block: fill its row_values and return the sum of the losses and the weight of the rows."""
@@ -199,26 +200,6 @@ class Job:
         elif problem.dense is not None:
             whole = replace(whole, dense=np.broadcast_to(problem.dense[at], whole.logits.shape))
         return BadRow(str(_inputs.bad_row(self.request._replace(problem=whole), global_row)))
-
-
-def blocks(positions: tuple[int, ...], row_bytes: int) -> Iterator[tuple[slice, ...]]:
-    """Cut an array of positions into boxes of about BLOCK_BYTES, each a run of rows in C order."""
-    if 0 in positions:
-        return
-    rows = max(1, BLOCK_BYTES // row_bytes)
-    yield from _boxes(positions, rows)
-
-
-def _boxes(shape: tuple[int, ...], rows: int) -> Iterator[tuple[slice, ...]]:
-    if not shape:
-        yield ()
-        return
-    inside = math.prod(shape[1:])
-    step = max(1, rows // inside)
-    for i in range(0, shape[0], step):
-        part = slice(i, min(i + step, shape[0]))
-        for rest in _boxes(shape[1:], rows) if inside > rows else [tuple(slice(0, n) for n in shape[1:])]:
-            yield (part, *rest)
 
 
 def count(block: Problem) -> tuple[int, int]:

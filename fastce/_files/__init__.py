@@ -88,9 +88,17 @@ def _split(spec: str) -> tuple[str, Format, str | None]:
     for form in FORMATS:
         if bare.endswith(form.suffix):
             return bare, form, None
-    if any(Path(bare, name).is_file() for name in ZARR_METADATA):
-        return bare, next(form for form in FORMATS if form.suffix == ".zarr"), None
+    zarr = next(form for form in FORMATS if form.suffix == ".zarr")
+    if _is_zarr(bare):
+        return bare, zarr, None
+    for at in (i for i, letter in enumerate(spec) if letter == ":"):
+        if _is_zarr(spec[:at]):
+            return spec[:at], zarr, spec[at + 1 :]
     raise FileError(f"{spec}: expected a file named {' or '.join('*' + form.suffix for form in FORMATS)}")
+
+
+def _is_zarr(folder: str) -> bool:
+    return any(Path(folder, name).is_file() for name in ZARR_METADATA)
 
 
 def _open_one(name: str, form: Format, tensor: str | None, bfloat16: bool) -> Source:

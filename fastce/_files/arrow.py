@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from fastce._files.sources import MAP_BYTES, Decoded, FileError, Slabs, Source, shown, size_of, slab_rows
+from fastce._files.sources import MAP_BYTES, Decoded, FileError, Slabs, Source, shown, size_of
 from fastce._problem import Array
+
+BATCH_BYTES = 1 << 20
+"""What Arrow is asked for at a time: it needs several times as much beside it, and keeps that."""
 
 
 def open_parquet(path: Path, tensor: str | None, bfloat16: bool) -> Source:
@@ -109,7 +112,7 @@ def _open_table(
             return arrays[0].reshape(-1, *row)
         return np.stack(arrays, axis=1)
 
-    rows = slab_rows(dtype.itemsize * (row[0] if row else 1), 1)
+    rows = max(1, BATCH_BYTES // max(1, dtype.itemsize * (row[0] if row else 1)))
     forwards = _Forwards(path, n_rows, lambda start: batches(columns, start, rows), convert)
     return Slabs(Decoded(path, what, (path,), (n_rows, *row), dtype, forwards.load, batch_rows, bfloat16))
 
@@ -179,7 +182,8 @@ def _numbers(pa: Any, path: Path, what: str, column: Any, first: int, row: tuple
 
 
 def _first_length(path: Path, batches: Callable[[list[str], int, int], Iterator[Any]], columns: list[str]) -> int:
-    for batch in _tried(path, lambda: batches(columns, 0, 1)):
+    some = batches(columns, 0, 1)
+    while (batch := _tried(path, lambda: next(some, None))) is not None:
         if len(batch):
             return len(batch.column(columns[0])[0] or ())
     return 0

@@ -158,11 +158,15 @@ class Mapped:
         return piece
 
 
-SLAB_BYTES = 8 << 20
+SLAB_BYTES = 4 << 20
 """Decoded at a time, where the chunks of a file leave the choice."""
 
-MOST_SLAB_BYTES = 16 << 20
+MOST_SLAB_BYTES = 8 << 20
 """Decoded at a time at most: chunks with more of a row's classes are decoded again for the next rows."""
+
+
+SLABS_KEPT = 3
+"""One that a slower thread may still ask for, the present one, and the next."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,7 @@ class Slabs:
             last = min(first + self._rows, self.shape[0])
             future = self._thread.submit(self._of.load, first, last) if self._thread else Future()
             self._slabs[k] = future
-            while len(self._slabs) > 3:  # one that a slower thread may ask for, the present one, the next
+            while len(self._slabs) > SLABS_KEPT:
                 self._slabs.popitem(last=False)
         return future
 

@@ -59,8 +59,15 @@ def _array(path: Path, what: str, array: Any, bfloat16: bool) -> Source:
         raise FileError(f"{path}{what}: is a single number")
 
     def load(start: int, stop: int) -> Array:
+        """Rows, chunk after chunk of their classes: all of them at once would be decoded side by side."""
+        rows = np.empty((stop - start, *array.shape[1:]), dtype)
         try:
-            rows: Array = np.asarray(array[start:stop])
+            if len(array.shape) == 1:
+                rows[...] = array[start:stop]
+            else:
+                for at in range(0, array.shape[-1], array.chunks[-1]):
+                    columns = slice(at, at + array.chunks[-1])
+                    rows[..., columns] = array[start:stop, ..., columns]
         except OSError:
             raise
         except Exception as error:  # of any codec

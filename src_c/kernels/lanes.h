@@ -371,18 +371,90 @@ APART void reduce_all_pairs(const char *p, const task *t, const rows *r, int64_t
     *out = o;
 }
 
-static bool are_sound(const task *t, const rows *r, const real *value, const few_sums *sums, chunk_state *state) {
+/* Two classes and nothing but a label: with d the other logit less its own, cross entropy is log1p(exp(d)), and the gradient
+ * that of a logistic function. Of -|d| no exponential is large, so that no row is refused; +inf makes its row NaN. */
+static INLINE void do_pairs(int count, few x, const rows *r, int64_t i, lane_state *a, real *kept, bool keep,
+                            wide *losses) {
+    const vec zero = v_set1(0), one = v_set1(1);
+    const bool some = !r->all_kept || i + count * LANES > r->count;
+    vec label[4], d[4], e[4], value[4];
+    for (int j = 0; j < count; j++) {
+        const real *first_of = (const real *)x.p + j * LANES * (x.layout == PLANES ? 1 : 2);
+        const real *second_of =
+            x.layout == PLANES ? (const real *)((const char *)first_of + x.stride) : first_of + LANES;
+        vec pair[2] = {v_load(first_of), v_load(second_of)};
+        if (x.layout != PLANES) v_unzip(pair);
+        label[j] = v_load(&a->label[i + j * LANES]);
+        const mask first = v_eq(label[j], zero);
+        const vec own = v_select(first, pair[0], pair[1]), other = v_select(first, pair[1], pair[0]);
+        d[j] = v_fma(v_max(own, other), zero, v_sub(other, own));
+    }
+    for (int j = 0; j < count; j++) e[j] = v_sub(zero, v_max(d[j], v_sub(zero, d[j])));
+    exp_vectors(e, count);
+    for (int j = 0; j < count; j++) value[j] = e[j];
+    log1p_of_fraction(value, count);
+    for (int j = 0; j < count; j++) value[j] = v_add(value[j], v_max(zero, d[j]));
+    for (int j = 0; j < count && keep; j++) { /* the probability of the other */
+        const vec larger = v_div(one, v_add(one, e[j]));
+        v_store(kept + (i + j * LANES) * 2, v_select(v_gt(d[j], zero), larger, v_mul(e[j], larger)));
+    }
+    for (int j = 0; j < count && !r->uniform; j++) { /* no mass makes no infinity a NaN */
+        const vec mass = v_from_doubles(r->label_mass + i + j * LANES);
+        value[j] = v_mul(mass, v_select(v_gt(mass, zero), value[j], e[j]));
+    }
+    for (int j = 0; j < count; j++) {
+        if (some) value[j] = v_select(v_gt(zero, label[j]), zero, value[j]);
+        v_store(&a->s.value[i + j * LANES], value[j]);
+        *losses = w_add(*losses, value[j]);
+    }
+}
+
+static INLINE void do_all_pairs(few x, const task *t, const rows *r, int64_t i, int64_t end, lane_state *a, real *kept,
+                                wide *losses, outgoing *out) {
+    const int width = x.layout == PLANES ? 1 : 2;
+    const bool keep = t->problem->out.data != NULL;
+    wide sum = *losses;
+    outgoing o = *out;
+    for (; i + GROUP <= end; i += GROUP, x.p += width * GROUP * ELEMENT) {
+        prefetch(x.p + AHEAD_BYTES, width * GROUP * ELEMENT);
+        if (x.layout == PLANES) prefetch(x.p + x.stride + AHEAD_BYTES, GROUP * ELEMENT);
+        for (int j = 0; j < 8 && keep; j++) send_line(&o);
+        do_pairs(4, x, r, i, a, kept, keep, &sum);
+    }
+    for (; i < end; i += LANES, x.p += width * LANES * ELEMENT) do_pairs(1, x, r, i, a, kept, keep, &sum);
+    *losses = sum;
+    *out = o;
+}
+
+APART void do_pairs_of_rows(few x, const task *t, const rows *r, int64_t i, int64_t end, lane_state *a, real *kept,
+                            wide *losses, outgoing *out) {
+    x.layout = PAIRS;
+    do_all_pairs(x, t, r, i, end, a, kept, losses, out);
+}
+
+APART void do_pairs_of_planes(few x, const task *t, const rows *r, int64_t i, int64_t end, lane_state *a, real *kept,
+                              wide *losses, outgoing *out) {
+    x.layout = PLANES;
+    do_all_pairs(x, t, r, i, end, a, kept, losses, out);
+}
+
+static void add_few_losses(const rows *r, const lane_state *a, wide losses, chunk_state *state) {
+    lane_sums total;
+    w_store(losses, total.sum, total.lost);
+    add_losses(r, a->s.value, &total, state);
+}
+
+static bool are_sound(const task *t, const rows *r, const lane_state *a, const few_sums *sums, chunk_state *state) {
     const vec large = v_set1((real)LARGEST_SHIFTED_SUM);
     real sound[LANES];
     v_store(sound, v_step(v_gt(large, sums->rest)));
     for (int j = 0; j < LANES; j++)
         if (sound[j] == 0) return false;
-    if (!t->plain) return true;
-    lane_sums total;
-    w_store(sums->loss, total.sum, total.lost);
-    add_losses(r, value, &total, state);
+    if (t->plain) add_few_losses(r, a, sums->loss, state);
     return true;
 }
+
+static bool only_pairs(const task *t) { return t->plain && !t->focal && t->problem->n_classes == 2; }
 
 /* All rows of few classes, shifted by their labels' logits. Returns whether none is refused; then plain ones are finished,
  * but for their gradients. */
@@ -399,7 +471,11 @@ static bool reduce_few(const task *t, const rows *r, lane_state *a, lane_scratch
     upcoming next = {(const char *)w->kept, 0, 0};
     few_sums sums = {w_zero(), v_set1(0)};
     real *logit = a->s.label_logit;
-    if (planes) {
+    const bool pairs = only_pairs(t);
+    if (planes && pairs) {
+        do_pairs_of_planes((few){PLANES, block.p, block.stride, n}, t, r, 0, count, a, w->kept, &sums.loss,
+                           &w->outgoing);
+    } else if (planes) {
         few x = {PLANES, block.p, block.stride, n};
         if (direct) next = (upcoming){block.p + VISIT_ROWS * ELEMENT, block.stride, LANES * ELEMENT};
         take_planes(a, x, 0, count, w->kept, logit, &w->outgoing);
@@ -416,11 +492,17 @@ static bool reduce_few(const task *t, const rows *r, lane_state *a, lane_scratch
             end = here ? last : i + LANES;
             few x = {ROWS, p + i * r->logits_step, r->logits_step, n};
             if (!here) x = (few){ROWS, copy_rows(t, r, i, w->flat), n * ELEMENT, n};
-            if (n == 2)
+            if (pairs)
+                do_pairs_of_rows(x, t, r, i, end, a, w->kept, &sums.loss, &w->outgoing);
+            else if (n == 2)
                 reduce_all_pairs(x.p, t, r, i, end, a, w->kept, &sums, &w->outgoing);
             else
                 take_rows(a, x, i, end, w->kept, logit, &w->outgoing);
         }
+    }
+    if (pairs) {
+        add_few_losses(r, a, sums.loss, state);
+        return true;
     }
     if (planes || n != 2) {
         const bool keep = t->problem->out.data, spread = t->even_q != 0;
@@ -434,7 +516,7 @@ static bool reduce_few(const task *t, const rows *r, lane_state *a, lane_scratch
             sum_only(n, count, w->kept, a, next);
         finish_few(t, r, a, &sums);
     }
-    return are_sound(t, r, a->s.value, &sums, state);
+    return are_sound(t, r, a, &sums, state);
 }
 
 /* rest += exp(x_k - x_label) over a block's classes but the label, for the group of rows at row. */
@@ -807,6 +889,14 @@ static void write_kept(const task *t, const rows *r, const lane_state *a, const 
     }
 }
 
+/* Of pairs, the probability of whose other class was kept. */
+static void find_pair_gradients(const rows *r, const real *kept, gradients *g) {
+    g->any_lowered = false;
+    for (int64_t i = 0; i < r->count; i++) g->factor[i] = (real)(r->grad_scale[i] * r->label_mass[i]);
+    for (int64_t i = 0; i < r->count; i += LANES)
+        v_store(&g->at_label[i], v_sub(v_set1(0), v_mul(v_load(&g->factor[i]), v_load(kept + 2 * i))));
+}
+
 static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratch *w, chunk_state *state, bool direct,
                         bool out_direct, bool all_sound) {
     const fastce_problem *q = t->problem;
@@ -821,7 +911,9 @@ static void write_lanes(const task *t, const rows *r, lane_state *a, lane_scratc
             v_store(&s->label_exp[i], e);
         }
     }
-    if (plain)
+    if (plain && only_pairs(t))
+        find_pair_gradients(r, w->kept, &g);
+    else if (plain)
         find_plain_gradients(t, r, s, 0, r->count, &g);
     else if (all_sound && !t->needs_max)
         find_even_gradients(t, r, s, 0, r->count, &g);

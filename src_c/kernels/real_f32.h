@@ -43,6 +43,7 @@ static const real tanh_coefficients[] = {-0x1.555552p-2f, 0x1.110e1cp-3f, -0x1.b
 
 /* A shifted sum up to this is far from overflow in every partial sum. */
 #define LARGEST_SHIFTED_SUM 1e30
+#define LARGEST_GAP 69.0f /* its logarithm, rounded down */
 /* A few binades above the smallest normal number, and about one over LARGEST_SHIFTED_SUM. */
 #define SMALLEST_FACTOR 0x1p-120
 #define LOWERED 0x1p-100

@@ -41,6 +41,7 @@ static const real tanh_coefficients[] = {-0x1.5555555555555p-2,  0x1.11111111110
                                          0x1.8445870f6fe41p-14,  -0x1.05bbdae896297p-15, 0x1.b33642a122cddp-18};
 
 #define LARGEST_SHIFTED_SUM 1e290
+#define LARGEST_GAP 667.0
 /* A few binades above the smallest normal number, and about one over LARGEST_SHIFTED_SUM. */
 #define SMALLEST_FACTOR 0x1p-1016
 #define LOWERED 0x1p-960

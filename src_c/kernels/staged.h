@@ -3,8 +3,9 @@
  * logits, and dense targets in place of lists. The visits are those of other rows, on a problem of what is staged.
  *     y = c tanh(x / (T c)), dy/dx = sech(x / (T c))^2 / T
  * The gradient by y is staged where it must be multiplied, or does not go where vectors could write it; else it leaves as
- * others do. Without a softcap y is (x - shift) / T, the shift being the row's maximum, so that what an offset has in
- * common for all classes costs no digits of their differences. */
+ * others do. Without a softcap y is (x - shift) / T, so that what an offset has in common for all classes costs no digits of
+ * their differences. The shift is what the visit will subtract, which is 0 then: a label's logit where that will serve as
+ * maximum, else the maximum. */
 
 enum { STAGED_BYTES = 1 << 19, STRIDED_BYTES = 1 << 22 };
 
@@ -105,6 +106,7 @@ static size_t staged_scratch_bytes(const task *t) {
 /* The temperature and the softcap of a call. */
 typedef struct transform {
     bool capped;
+    real largest_gap; /* of a label's logit that serves as maximum */
     vec inverse, cap,
         steepest; /* 1 / T or 1 / (T c), c, and the derivative 4 e^2 / (1 + e)^2 / e without its e / (1 + e)^2 */
 } transform;
@@ -118,12 +120,12 @@ static real normal(double x) {
 static transform transform_of(const task *t) {
     const fastce_problem *q = t->problem;
     const double temperature = t->divided ? q->temperature : 1, cap = t->capped ? q->softcap : 1;
-    return (transform){t->capped, v_set1(normal(1 / (temperature * cap))), v_set1(normal(cap)),
-                       v_set1(normal(4 / temperature))};
+    return (transform){t->capped, LARGEST_GAP * (real)temperature, v_set1(normal(1 / (temperature * cap))),
+                       v_set1(normal(cap)), v_set1(normal(4 / temperature))};
 }
 
 /* c tanh(x / (T c)) of up to four vectors, and its derivative. Errors beside that of the product with the inverse: tanh is
- * within 3 ULP, relative, its derivative within 4.
+ * within 3 ULP, its derivative within 6.
  *   |u| < 5/8: u + u^3 P(u^2); else with e = exp(-2 |u|): (1 - e) / (1 + e), where no digits are lost */
 static INLINE void cap_vectors(vec *x, vec *slope, int count, const transform *f) {
     enum { TERMS = sizeof tanh_coefficients / sizeof *tanh_coefficients };
@@ -176,14 +178,16 @@ static INLINE void transform_row_as(const char *p, int64_t n, real shift, real *
     }
 }
 
-static real shift_of_row(const char *p, int64_t n, fastce_dtype storage) {
+/* label is -1 where the visit goes through the maximum. */
+static real shift_of_row(const char *p, int64_t n, int64_t label, const transform *f, fastce_dtype storage) {
     const real max = block_max((block){p, n}, storage);
-    return max - max == 0 ? max : 0;
+    const real logit = label < 0 ? -INFINITY : load_one(p + label * storage_size(storage), storage);
+    return max - logit <= f->largest_gap ? logit : max - max == 0 ? max : 0;
 }
 
-static INLINE real transform_row(const char *p, int64_t n, real *to, real *slope, const transform *f,
+static INLINE real transform_row(const char *p, int64_t n, int64_t label, real *to, real *slope, const transform *f,
                                  fastce_dtype storage) {
-    const real shift = f->capped ? 0 : shift_of_row(p, n, storage);
+    const real shift = f->capped ? 0 : shift_of_row(p, n, label, f, storage);
     if (!f->capped)
         transform_row_as(p, n, shift, to, NULL, f, storage);
     else
@@ -193,28 +197,34 @@ static INLINE real transform_row(const char *p, int64_t n, real *to, real *slope
 
 /* Functions of their own: the loops need all registers. */
 #ifdef REAL_HAS_HALVES
-ALONE real transform_row_f16(const char *p, int64_t n, real *to, real *slope, const transform *f) {
-    return transform_row(p, n, to, slope, f, FASTCE_F16);
+ALONE real transform_row_f16(const char *p, int64_t n, int64_t label, real *to, real *slope, const transform *f) {
+    return transform_row(p, n, label, to, slope, f, FASTCE_F16);
 }
-ALONE real transform_row_bf16(const char *p, int64_t n, real *to, real *slope, const transform *f) {
-    return transform_row(p, n, to, slope, f, FASTCE_BF16);
+ALONE real transform_row_bf16(const char *p, int64_t n, int64_t label, real *to, real *slope, const transform *f) {
+    return transform_row(p, n, label, to, slope, f, FASTCE_BF16);
 }
 #endif
-ALONE real transform_row_real(const char *p, int64_t n, real *to, real *slope, const transform *f) {
-    return transform_row(p, n, to, slope, f, real_dtype());
+ALONE real transform_row_real(const char *p, int64_t n, int64_t label, real *to, real *slope, const transform *f) {
+    return transform_row(p, n, label, to, slope, f, real_dtype());
 }
 
 /* Columns of VISIT_ROWS rows, few classes each, in place. */
-static void transform_columns(const rows *r, int64_t n_classes, real *x, real *slope, double *shifts,
+static void transform_columns(const rows *r, int64_t n_classes, bool by_label, real *x, real *slope, double *shifts,
                               const transform *f) {
-    const vec zero = v_set1(0);
+    const vec zero = v_set1(0), largest_gap = v_set1(f->largest_gap);
     for (int64_t i = 0; i < r->count; i += LANES) {
         vec shift = zero;
         if (!f->capped) {
             shift = v_load(x + i);
             for (int64_t k = 1; k < n_classes; k++) shift = v_max(shift, v_load(x + k * VISIT_ROWS + i));
-            shift = v_select(v_eq(v_sub(shift, shift), zero), shift, zero);
             real lanes[LANES];
+            for (int64_t j = 0; j < LANES; j++) {
+                const int64_t label = by_label && i + j < r->count ? r->label[i + j] : -1;
+                lanes[j] = label < 0 ? -INFINITY : x[label * VISIT_ROWS + i + j];
+            }
+            const vec logit = v_load(lanes), max = v_select(v_eq(v_sub(shift, shift), zero), shift, zero);
+            shift = v_select(v_gt(v_sub(shift, logit), largest_gap), max, v_select(v_eq(logit, logit), logit, max));
+            shift = v_select(v_eq(v_sub(shift, shift), zero), shift, zero);
             v_store(lanes, shift);
             for (int64_t j = 0; j < LANES; j++) shifts[i + j] = (double)lanes[j];
         }
@@ -253,7 +263,7 @@ static void stage_logits(const task *t, const rows *r, const staging *w, double 
     if (t->lanes) {
         outgoing none = {0};
         load_tile(w->x, w->flat, a, r->logits, r->logits_step, r, 0, n, &none);
-        transform_columns(r, n, w->x, slope, shifts, &f);
+        transform_columns(r, n, !t->needs_max, w->x, slope, shifts, &f);
         return;
     }
     const bool strided = row_is_strided(a), there = !strided && !a->byte_swapped && dtype_is_vector(a->dtype);
@@ -261,18 +271,19 @@ static void stage_logits(const task *t, const rows *r, const staging *w, double 
     for (int64_t i = 0; i < r->count; i++) {
         real *to = w->x + i * n, *row_slope = slope ? slope + i * n : NULL;
         const char *row = r->logits + row_of(r, i) * r->logits_step;
+        const int64_t label = t->needs_max ? -1 : r->label[i];
         if (r->weight[i] == 0) continue; /* passed over by the visit */
         if (!strided && !there) gather(to, row, a->class_stride, n, a->dtype, a->byte_swapped);
         if (!transforms) continue;
         if (!there) {
-            shifts[i] = (double)transform_row_real((const char *)to, n, to, row_slope, &f);
+            shifts[i] = (double)transform_row_real((const char *)to, n, label, to, row_slope, &f);
             continue;
         }
 #ifdef REAL_HAS_HALVES
-        if (a->dtype == FASTCE_F16) shifts[i] = (double)transform_row_f16(row, n, to, row_slope, &f);
-        if (a->dtype == FASTCE_BF16) shifts[i] = (double)transform_row_bf16(row, n, to, row_slope, &f);
+        if (a->dtype == FASTCE_F16) shifts[i] = (double)transform_row_f16(row, n, label, to, row_slope, &f);
+        if (a->dtype == FASTCE_BF16) shifts[i] = (double)transform_row_bf16(row, n, label, to, row_slope, &f);
 #endif
-        if (a->dtype == real_dtype()) shifts[i] = (double)transform_row_real(row, n, to, row_slope, &f);
+        if (a->dtype == real_dtype()) shifts[i] = (double)transform_row_real(row, n, label, to, row_slope, &f);
     }
 }
 

@@ -39,6 +39,14 @@ static int64_t check_labels(const task *t, const char *p, ptrdiff_t step, int64_
             memcpy(&label[i], p + i * 8, 8);
             outside |= label[i] | (int64_t)(last - (uint64_t)label[i]);
         }
+    } else if (q->target.dtype == FASTCE_I32 && !q->target.byte_swapped && step == 4) {
+        prefetch(p + AHEAD_BYTES, count * 4);
+        for (int64_t i = 0; i < count; i++) {
+            int32_t narrow;
+            memcpy(&narrow, p + i * 4, 4);
+            label[i] = narrow;
+            outside |= label[i] | (int64_t)(last - (uint64_t)label[i]);
+        }
     } else {
         load_labels(&q->target, p, step, count, label);
         for (int64_t i = 0; i < count; i++) outside |= label[i] | (int64_t)(last - (uint64_t)label[i]);

@@ -1,7 +1,10 @@
-"""Fuzzes the readers of `.npy` and `.safetensors`: valid files, spoiled at random, must be read or be refused in words.
+"""Fuzzes our own readers of files, spoiled at random: they must be read, or be refused in words.
+
+These are `.npy` and `.safetensors`, the index of several of the latter, and the state of `fastce score --resume`.
 
 A mutational driver of our own: nothing to install, and the formats are a header and bytes. A finding (an exception that
-is no FileError or OSError) is written to `findings`, whose files test_fuzz_findings.py reads on every run.
+is no FileError, CommandError or OSError) is written to `findings`, whose files test_fuzz_findings.py reads on every
+run.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fastce._cli._console import CommandError
+from fastce._cli._resume import Saved, State, digest, partial_name
+from fastce._cli._work import Result, Sum
 from fastce._files import FileError, open_array
 
 FINDINGS = Path(__file__).with_name("findings")
@@ -53,7 +59,20 @@ def seeds() -> list[tuple[str, bytes]]:
         header = {"__metadata__": {"a": "b"}, "x": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}
         text = json.dumps(header).encode()
         found.append((".safetensors", len(text).to_bytes(8, "little") + text + data))
+    files = {"x.0": "part-1.safetensors", "x.1": "part-2.safetensors"}
+    index = json.dumps({"metadata": {"total_size": 48}, "weight_map": files})
+    found.append((".safetensors.index.json", index.encode()))
+    found.append((".state", state()))
     return found
+
+
+def state() -> bytes:
+    """Return the state of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "state")
+        result = Result(20, Sum(1.5, 1e-20), Sum(20.0), Sum(float("nan")), 3, 1)
+        State(path, "state", {"LOGITS": "0f", "--base": 2.0}).save(Saved(result, 1.5, partial_name(), 208), None)
+        return path.read_bytes()
 
 
 def spoil(data: bytes, rng: random.Random) -> bytes:
@@ -75,7 +94,7 @@ def spoil(data: bytes, rng: random.Random) -> bytes:
             if digits:
                 i = rng.choice(digits)
                 spoiled[i : i + 1] = rng.choice(NUMBERS + WORDS)
-    if data[:1] != b"\x93" and rng.random() < 0.5 and b"}}" in spoiled:
+    if data[8:9] == b"{" and rng.random() < 0.5 and b"}}" in spoiled:
         end = spoiled.rindex(b"}}") + 2
         spoiled[:8] = max(end - 8, 0).to_bytes(8, "little")
     return bytes(spoiled)
@@ -83,8 +102,17 @@ def spoil(data: bytes, rng: random.Random) -> bytes:
 
 def read_all(path: Path, bfloat16: bool) -> bool:
     """Read a file as `fastce score` would; tell whether it was accepted."""
+    if path.suffix == ".state":
+        return read_state(path)
+    if path.suffix == ".json":
+        header = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+        for number in (0, 1):
+            text = json.dumps({f"x.{number}": header}).encode()
+            path.with_name(f"part-{number + 1}.safetensors").write_bytes(
+                len(text).to_bytes(8, "little") + text + bytes(24)
+            )
     try:
-        source = open_array(str(path), bfloat16)
+        source = open_array(str(path), bfloat16, "x.*" if path.suffix == ".json" else None)
     except (FileError, OSError):
         return False
     if len(source.shape) and 0 not in source.shape:
@@ -92,6 +120,25 @@ def read_all(path: Path, bfloat16: bool) -> bool:
     else:
         source.read((...,))
     return True
+
+
+def read_state(path: Path) -> bool:
+    """Read a state; once more under a checksum that fits, which a spoiled one has not by itself."""
+    data = path.read_bytes()
+    for fits in (False, True):
+        if fits:
+            try:
+                found = json.loads(data)
+                found.pop("check", None)
+                path.write_text(json.dumps({**found, "check": digest(found)}))
+            except (ValueError, AttributeError, TypeError, RecursionError):
+                return False
+        try:
+            State(path, "state", {"LOGITS": "0f", "--base": 2.0}).load()
+        except CommandError:
+            continue
+        return True
+    return False
 
 
 def main() -> int:
