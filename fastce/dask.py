@@ -14,15 +14,17 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import operator
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import dask
 import dask.array as da
 import numpy as np
-from dask.highlevelgraph import HighLevelGraph
+from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.sizeof import sizeof
 
 import fastce
@@ -129,11 +131,13 @@ def cross_entropy(
     )
     scales = _Scales(reduction, denominator, base)
     job = _prepare(logits, target, weight, sample_weight, options, scales, split_every)
+    values: dict[Row, Any]
     if job.sharded:
-        values = {row: _later(_value_of_part, whole, scales) for row, whole in job.merged(job.parts()).items()}
+        values = {row: (_value_of_part, whole, scales) for row, whole in job.merged(job.parts()).items()}
     else:
-        values = {row: _later(_value, job.block(row), scales) for row in job.rows()}
-    return job.reduced(values, None)
+        values = {row: (_value, job.block(row), scales) for row in job.rows()}
+    job.reduce(values, None)
+    return job.loss()
 
 
 def cross_entropy_with_grad(
@@ -210,22 +214,26 @@ def cross_entropy_with_grad(
     )
     scales = _Scales(reduction, denominator, base)
     job = _prepare(logits, target, weight, sample_weight, options, scales, split_every, grad_output)
+    graph = job.graph
     total = job.total_weight()
-    scale = _later(_gradient_scale, job.grad_output, scales, total)
-    values, grads = {}, {}
+    scale = graph.add(_gradient_scale, job.grad_output, scales, total)
+    grad = graph.named("grad")
+    values: dict[Row, Any] = {}
     if job.sharded:
         parts = job.parts()
         for row, whole in job.merged(parts).items():
-            values[row] = _later(_value_of_part, whole, scales)
+            values[row] = (_value_of_part, whole, scales)
             for shard in job.shards():
-                block, part = job.block(row, shard), parts[row, shard]
-                grads[job.place(row, shard)] = _later(_gradient_of_part, block, part, whole, scale, scales)
+                key = (grad, *job.place(row, shard))
+                graph.add(_gradient_of_part, job.block(row, shard), parts[row, shard], whole, scale, scales, key=key)
     else:
         for row in job.rows():
-            both = _later(_value_and_gradient, job.block(row), scale, scales)
-            values[row], grads[job.place(row, 0)] = both[0], both[1]
-    grad = _assembled(grads, job.logits.chunks, job.logits.dtype.newbyteorder("="))
-    return LossAndGrad(job.reduced(values, total), grad)
+            both = graph.add(_value_and_gradient, job.block(row), scale, scales)
+            values[row] = (operator.getitem, both, 0)
+            graph.add(operator.getitem, both, 1, key=(grad, *job.place(row, 0)))
+    job.reduce(values, total)
+    dtype = job.logits.dtype.newbyteorder("=")
+    return LossAndGrad(job.loss(), graph.array(grad, job.logits.chunks, dtype))
 
 
 def accumulate(
@@ -291,13 +299,15 @@ def accumulate(
     if job.sharded:
         where = {job.options.axis: -1}
         raise ValueError(f"logits: all classes must be in one block; rechunk({where}) does that")
-    return job.tree(_seen_together, [_later(_seen, job.block(row), base) for row in job.rows()])
+    seen = job.tree(_seen_together, [job.graph.add(_seen, job.block(row), base) for row in job.rows()])
+    return job.graph.delayed(seen)
 
 
 # --- what is to be done -----------------------------------------------------------------------------------------------
 
 
-class _Options(NamedTuple):
+@dataclass(frozen=True)
+class _Options:
     """What the functions of the library are called with in each task."""
 
     axis: int
@@ -311,7 +321,8 @@ class _Options(NamedTuple):
     num_threads: int
 
 
-class _Scales(NamedTuple):
+@dataclass(frozen=True)
+class _Scales:
     """What makes the value of the losses of rows, and the gradient that of this value."""
 
     reduction: str
@@ -319,16 +330,10 @@ class _Scales(NamedTuple):
     base: float | None
 
 
-class _Block(NamedTuple):
-    """A block of logits with all that its tasks need."""
+@dataclass(frozen=True)
+class _Place:
+    """Which block of the logits it is, and what all blocks have in common."""
 
-    logits: Any
-    target: list[Any]
-    """One, or two for a sparse target."""
-    weight: Any
-    sample_weight: Any
-    grad_output: Any
-    """One number a row, where the reduction leaves one loss a row."""
     options: _Options
     class_start: int
     n_classes: int
@@ -338,13 +343,63 @@ class _Block(NamedTuple):
     """Which block it is, along each axis."""
     labelled: bool
 
-    @property
-    def target_given(self) -> Any:
-        return tuple(self.target) if len(self.target) == 2 else self.target[0]
-
 
 Row = tuple[int, ...]
 """Which block along each axis but that of the classes."""
+
+Key = tuple[Any, ...]
+"""The name of a task's result."""
+
+
+class _Graph:
+    """Tasks, and the arrays whose blocks they read: one dictionary, since graphs of graphs take quadratic time.
+
+    A task is a tuple of a function and arguments, some of which are keys, lists of keys, or tasks. Whatever else is an
+    argument is no tuple, which dask would look into.
+    """
+
+    def __init__(self) -> None:
+        self._token = uuid.uuid4().hex
+        self.name = self.named("")
+        self._tasks: dict[str, dict[Key, Any]] = {self.name: {}}
+        self._arrays: dict[str, Any] = {}
+
+    def named(self, what: str) -> str:
+        """Return a name of this graph; dask shows it without what is different in each."""
+        return "-".join(filter(None, ("fastce", what.strip("_"), self._token)))
+
+    def add(self, function: Callable[..., Any], *arguments: Any, key: Key | None = None) -> Key:
+        """Add a task, by a key whose first part is the name of an array if the result is a block of one."""
+        layer = self.name if key is None else key[0]
+        tasks = self._tasks.setdefault(layer, {})
+        if key is None:
+            key = self.named(function.__name__), len(tasks)
+        tasks[key] = (function, *arguments)
+        return key
+
+    def read(self, array: Any) -> Any:
+        """Let tasks read the blocks of an array, whose keys are its name and their place."""
+        self._arrays[array.name] = array
+        return array
+
+    def _layers(self) -> HighLevelGraph:
+        layers: dict[str, Any] = {}
+        needs: dict[str, Any] = {}
+        for array in self._arrays.values():
+            layers.update(array.dask.layers)
+            needs.update(array.dask.dependencies)
+        for name, tasks in self._tasks.items():
+            layers[name] = MaterializedLayer(tasks)
+            needs[name] = set(self._arrays) | ({self.name} if name != self.name else set())
+        return HighLevelGraph(layers, needs)
+
+    def array(self, name: str, chunks: Any, dtype: Any) -> Any:
+        """Return the array whose blocks were added under a name."""
+        return da.Array(self._layers(), name, chunks, meta=np.empty((0,) * len(chunks), dtype))
+
+    def delayed(self, key: Key) -> Any:
+        """Return a single result."""
+        return Delayed(key, self._layers(), layer=self.name)
 
 
 @dataclass(frozen=True)
@@ -352,20 +407,20 @@ class _Job:
     """Arrays whose blocks fit one another, and what is asked of them."""
 
     logits: Any
-    blocks: Array
-    """Those of the logits, each to be computed; so are the next, with the axes that the arrays have."""
     starts: list[list[float]]
-    """Where they begin along each axis; NaN where that is unknown."""
-    target: list[Array]
-    weight: Any
-    sample_weight: Array | None
-    row_output: Array | None
+    """Where blocks begin along each axis; NaN where that is unknown."""
+    target: list[Any]
+    """Cut like the logits, with a class axis or without; so are the next."""
+    weight: Key | None
+    sample_weight: Any
+    row_output: Any
     grad_output: Any
     """The scalar one."""
     labelled: bool
     options: _Options
     scales: _Scales
     split_every: int
+    graph: _Graph
 
     @property
     def sharded(self) -> bool:
@@ -381,30 +436,26 @@ class _Job:
         yield from itertools.product(*(range(len(sizes)) for sizes in self.row_chunks))
 
     def shards(self) -> range:
-        return range(self.blocks.shape[self.options.axis])
+        return range(self.logits.numblocks[self.options.axis])
 
     def place(self, row: Row, shard: int) -> tuple[int, ...]:
         """Return which block of the logits this is."""
         axis = self.options.axis
         return (*row[:axis], shard, *row[axis:])
 
-    def block(self, row: Row, shard: int = 0) -> _Block:
+    def block(self, row: Row, shard: int = 0, *, reads_logits: bool = True) -> Any:
+        """Return what makes a _Block, as part of a task."""
         where = self.place(row, shard)
         starts = [places[i] for places, i in zip(self.starts, where, strict=True)]
         unknown = any(math.isnan(places[-1]) for places in self.starts)
 
-        def part(blocks: Array | None) -> Any:
-            if blocks is None:
+        def key(array: Any) -> Key | None:
+            if array is None:
                 return None
-            index = where if blocks.ndim == len(where) else row
-            return blocks[tuple(min(i, n - 1) for i, n in zip(index, blocks.shape, strict=True))]
+            index = where if array.ndim == len(where) else row
+            return (array.name, *(min(i, n - 1) for i, n in zip(index, array.numblocks, strict=True)))
 
-        return _Block(
-            logits=part(self.blocks),
-            target=[part(blocks) for blocks in self.target],
-            weight=self.weight,
-            sample_weight=part(self.sample_weight),
-            grad_output=part(self.row_output),
+        place = _Place(
             options=self.options,
             class_start=int(starts[self.options.axis]),
             n_classes=int(self.logits.shape[self.options.axis]),
@@ -412,40 +463,50 @@ class _Job:
             where=where,
             labelled=self.labelled,
         )
+        logits = key(self.logits) if reads_logits else None
+        target = [key(array) for array in self.target]
+        return _Block, logits, target, self.weight, key(self.sample_weight), key(self.row_output), place
 
-    def parts(self) -> dict[tuple[Row, int], Any]:
+    def parts(self) -> dict[tuple[Row, int], Key]:
         """Return the partial result of each block."""
-        return {(row, shard): _later(_part, self.block(row, shard)) for row in self.rows() for shard in self.shards()}
+        add = self.graph.add
+        return {(row, shard): add(_part, self.block(row, shard)) for row in self.rows() for shard in self.shards()}
 
-    def merged(self, parts: dict[tuple[Row, int], Any]) -> dict[Row, Any]:
+    def merged(self, parts: dict[tuple[Row, int], Key]) -> dict[Row, Key]:
         """Return those of all classes, for each block of rows."""
         return {row: self.tree(_merged, [parts[row, shard] for shard in self.shards()]) for row in self.rows()}
 
-    def tree(self, function: Callable[[list[Any]], Any], results: Sequence[Any]) -> Any:
+    def tree(self, function: Callable[[list[Any]], Any], results: list[Key]) -> Key:
         """Combine results, a few at a time."""
+        step = self.split_every
         while len(results) > 1:
-            results = [
-                _later(function, results[i : i + self.split_every]) for i in range(0, len(results), self.split_every)
-            ]
+            results = [self.graph.add(function, results[i : i + step]) for i in range(0, len(results), step)]
         return results[0]
 
-    def total_weight(self) -> Any:
+    def total_weight(self) -> Key | None:
         """Return what a mean divides by, found without the logits; None where that is not asked for."""
         if self.scales.reduction != "mean" or self.scales.denominator is not None:
             return None
-        return self.tree(_added, [_later(_weight_of, self.block(row)._replace(logits=None)) for row in self.rows()])
+        blocks = (self.block(row, reads_logits=False) for row in self.rows())
+        return self.tree(_added, [self.graph.add(_weight_of, block) for block in blocks])
 
-    def reduced(self, values: dict[Row, Any], total_weight: Any) -> Any:
-        """Return the value of a call from those of the blocks of rows: of each row, or sum and weight."""
+    def reduce(self, values: dict[Row, Any], total_weight: Key | None) -> None:
+        """Make the value of a call from tasks for the blocks of rows: their losses, or sum and weight."""
+        name = self.graph.named("loss")
         if self.scales.reduction == "none":
-            dtype = np.float64 if self.logits.dtype.newbyteorder("=") == np.float64 else np.float32
-            return _assembled(values, self.row_chunks, np.dtype(dtype))
-        total = self.tree(_added, list(values.values()))
-        return da.from_delayed(_later(_finished, total, self.scales, total_weight), (), np.float64)
+            for row, task in values.items():
+                self.graph.add(*task, key=(name, *row))
+            return
+        total = self.tree(_added, [self.graph.add(*task) for task in values.values()])
+        self.graph.add(_finished, total, self.scales, total_weight, key=(name,))
 
-
-def _later(function: Callable[..., Any], *arguments: Any) -> Any:
-    return dask.delayed(function, pure=False)(*arguments)
+    def loss(self) -> Any:
+        """Return that value, as an array."""
+        name = self.graph.named("loss")
+        if self.scales.reduction != "none":
+            return self.graph.array(name, (), np.float64)
+        wide = self.logits.dtype.newbyteorder("=") == np.float64
+        return self.graph.array(name, self.row_chunks, np.float64 if wide else np.float32)
 
 
 def _prepare(
@@ -482,11 +543,11 @@ def _prepare(
         base=None,
         **{name: getattr(options, name) for name in _OF_LOSSES},
     )
-    _inputs.scales(*scales)
+    _inputs.scales(scales.reduction, scales.denominator, scales.base)
     row_output = _stand_in("grad_output", grad_output, logits, options.axis) if by_row else grad_output
     _inputs.upstream(row_output, scales.reduction, request.problem.positions)
     axis = request.axis
-    options = options._replace(axis=axis)
+    options = replace(options, axis=axis)
     if any(math.isnan(size) for size in logits.chunks[axis]):
         raise ValueError("logits: the sizes of blocks along the class axis are unknown; see compute_chunk_sizes")
     if logits.numblocks[axis] > 1:
@@ -495,19 +556,20 @@ def _prepare(
                 raise ValueError(f"{name}: all classes must be in one block for it; rechunk({{{axis}: -1}}) does that")
     row_chunks = logits.chunks[:axis] + logits.chunks[axis + 1 :]
 
-    def cut(name: str, array: Any) -> Array:
+    graph = _Graph()
+
+    def cut(name: str, array: Any) -> Any:
         chunks = row_chunks
         if np.ndim(array) == logits.ndim:
             listed = (array.shape[axis],) if sparse else logits.chunks[axis]
             chunks = (*logits.chunks[:axis], listed, *logits.chunks[axis + 1 :])
-        return _cut(name, array, chunks)
+        return graph.read(_cut(name, array, chunks))
 
     return _Job(
-        logits=logits,
-        blocks=logits.to_delayed(),
+        logits=graph.read(logits),
         starts=[list(itertools.accumulate(sizes, initial=0)) for sizes in logits.chunks],
         target=[cut("target", part) for part in given],
-        weight=None if weight is None else _whole(weight),
+        weight=None if weight is None else _whole(weight, graph),
         sample_weight=None if sample_weight is None else cut("sample_weight", sample_weight),
         row_output=cut("grad_output", grad_output) if by_row else None,
         grad_output=None if by_row else grad_output,
@@ -515,6 +577,7 @@ def _prepare(
         options=options,
         scales=scales,
         split_every=split_every,
+        graph=graph,
     )
 
 
@@ -546,14 +609,15 @@ def _stand_in(name: str, array: Any, logits: Any, axis: Any) -> Any:
     return array
 
 
-def _whole(weight: Any) -> Any:
+def _whole(weight: Any, graph: _Graph) -> Key:
+    """Return the key of class weights."""
     if isinstance(weight, da.Array):
-        return weight.rechunk(-1).to_delayed().item()
-    return dask.delayed(np.asarray(weight))
+        return graph.read(weight.rechunk(-1)).name, 0
+    return graph.add(np.asarray, np.asarray(weight))
 
 
-def _cut(name: str, array: Any, chunks: tuple[tuple[float, ...], ...]) -> Array:
-    """Return the blocks of an array, cut like this."""
+def _cut(name: str, array: Any, chunks: tuple[tuple[float, ...], ...]) -> Any:
+    """Return an array that is cut like this."""
     unknown = any(math.isnan(size) for sizes in chunks for size in sizes)
     if not isinstance(array, da.Array):
         array = da.from_array(np.asarray(array), chunks=chunks)
@@ -566,20 +630,32 @@ def _cut(name: str, array: Any, chunks: tuple[tuple[float, ...], ...]) -> Array:
             )
     elif array.chunks != chunks:
         array = array.rechunk(chunks)
-    blocks: Array = array.to_delayed()
-    return blocks
-
-
-def _assembled(blocks: dict[tuple[int, ...], Any], chunks: Sequence[Sequence[float]], dtype: np.dtype[Any]) -> Any:
-    """Return the dask array that has these blocks."""
-    name = f"fastce-{dask.base.tokenize([block.key for block in blocks.values()])}"
-    graph = {(name, *where): block.key for where, block in blocks.items()}
-    layers = HighLevelGraph.from_collections(name, graph, dependencies=list(blocks.values()))
-    meta = np.empty((0,) * len(chunks), dtype)
-    return da.Array(layers, name, tuple(map(tuple, chunks)), meta=meta)
+    return array
 
 
 # --- what a task does -------------------------------------------------------------------------------------------------
+
+
+class _Block(NamedTuple):
+    """A block of logits with all that its tasks need, as these see it."""
+
+    logits: Any
+    """None for what does not look at them."""
+    targets: list[Any]
+    """One, or two for a sparse target."""
+    weight: Any
+    sample_weight: Any
+    grad_output: Any
+    """One number a row, where the reduction leaves one loss a row."""
+    place: _Place
+
+    @property
+    def options(self) -> _Options:
+        return self.place.options
+
+    @property
+    def target(self) -> Any:
+        return tuple(self.targets) if len(self.targets) == 2 else self.targets[0]
 
 
 class _Sums(NamedTuple):
@@ -593,17 +669,17 @@ class _Sums(NamedTuple):
 def _placed(block: _Block) -> Iterator[None]:
     """Let errors say where in the whole a row is, or else in which block."""
     try:
-        with _inputs.origin(block.origin):
+        with _inputs.origin(block.place.origin):
             yield
     except (IndexError, ValueError) as error:
-        if block.origin is not None:
+        if block.place.origin is not None:
             raise
-        raise type(error)(f"{error}, in block {block.where} of the logits") from None
+        raise type(error)(f"{error}, in block {block.place.where} of the logits") from None
 
 
 def _arguments(block: _Block, *names: str) -> dict[str, Any]:
-    options = block.options._asdict()
-    return {"weight": block.weight, "sample_weight": block.sample_weight} | {name: options[name] for name in names}
+    options = {name: getattr(block.options, name) for name in names}
+    return {"weight": block.weight, "sample_weight": block.sample_weight} | options
 
 
 _OF_PARTS = ("axis", "ignore_index", "label_smoothing", "z_loss")
@@ -615,9 +691,9 @@ def _part(block: _Block) -> CrossEntropyPartial:
     with _placed(block):
         return fastce.partial_cross_entropy(
             block.logits,
-            block.target_given,
-            block.class_start,
-            block.n_classes,
+            block.target,
+            block.place.class_start,
+            block.place.n_classes,
             **_arguments(block, *_OF_PARTS, *_OF_CALLS),
         )
 
@@ -641,7 +717,7 @@ def _gradient_of_part(
     with _placed(block):
         return fastce.partial_cross_entropy_grad(
             block.logits,
-            block.target_given,
+            block.target,
             part,
             whole,
             axis=block.options.axis,
@@ -659,7 +735,7 @@ def _value(block: _Block, scales: _Scales) -> _Sums | Array:
     with _placed(block):
         request = _inputs.loss_request(
             block.logits,
-            block.target_given,
+            block.target,
             **_arguments(block, *_OF_LOSSES),
             reduction=reduction,
             denominator=None,
@@ -674,7 +750,7 @@ def _value_and_gradient(block: _Block, scale: float, scales: _Scales) -> tuple[_
     with _placed(block):
         loss, grad = fastce.cross_entropy_with_grad(
             block.logits,
-            block.target_given,
+            block.target,
             **_arguments(block, *_OF_LOSSES, *_OF_CALLS),
             reduction="none" if by_row else "sum",
             base=scales.base,
@@ -685,13 +761,13 @@ def _value_and_gradient(block: _Block, scale: float, scales: _Scales) -> tuple[_
 
 def _weight_of(block: _Block) -> _Sums:
     """Return what rows weigh in a mean, from labels and weights alone."""
-    target, axis = block.target[0], block.options.axis
+    target, axis = block.targets[0], block.options.axis
     positions = target.shape
-    if not block.labelled:
+    if not block.place.labelled:
         positions = positions[:axis] + positions[axis + 1 :]
         weight = math.prod(positions) if block.sample_weight is None else np.sum(block.sample_weight, dtype=np.float64)
         return _Sums(0.0, float(weight))
-    shape = (*positions[:axis], block.n_classes, *positions[axis:])
+    shape = (*positions[:axis], block.place.n_classes, *positions[axis:])
     with _placed(block):
         request = _inputs.loss_request(
             np.broadcast_to(np.float32(0), shape),
@@ -710,7 +786,7 @@ def _seen(block: _Block, base: float | None) -> CrossEntropyAccumulator:
     sample_weight = arguments.pop("sample_weight")
     seen = CrossEntropyAccumulator(base=base, **arguments)
     with _placed(block):
-        return seen.update(block.logits, block.target_given, sample_weight=sample_weight)
+        return seen.update(block.logits, block.target, sample_weight=sample_weight)
 
 
 def _seen_together(seen: list[CrossEntropyAccumulator]) -> CrossEntropyAccumulator:

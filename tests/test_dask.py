@@ -222,7 +222,7 @@ def test_partial_results_are_merged_as_a_tree(monkeypatch: pytest.MonkeyPatch, r
 
     watch("_merged", lambda parts: sizes.append(len(parts)))
     watch("_added", lambda sums: sizes.append(len(sums)))
-    watch("_part", lambda block: visits.append(block.where))
+    watch("_part", lambda block: visits.append(block.place.where))
     x, y = data(rng)
     loss = fd.cross_entropy(da.from_array(x, chunks=(2, 1)), y, split_every=3)
     np.testing.assert_allclose(compute(loss)[0], fastce.cross_entropy(x, y), rtol=1e-13)
