@@ -262,6 +262,17 @@ def test_accuracy(score: Any, blocks: None) -> None:
     assert found["ignored_rows"] == 2
 
 
+def test_accuracy_counted_either_way(x: Array, y: Array, score: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the C core, or by loss and maximum, with and without weights that are not the plain loss."""
+    y[::5] = x[::5].argmax(axis=1)
+    y[::9] = -100
+    expected = (x.argmax(axis=1) == y).sum() / (y >= 0).sum()
+    for few in (C, C - 1):
+        monkeypatch.setattr(_work, "FEW_CLASSES", few)
+        for options in ((), ("--label-smoothing", 0.1), ("--backend", "numpy")):
+            assert score(x, y, *options)["accuracy"] == expected
+
+
 def test_not_finite_is_null(score: Any) -> None:
     x = np.zeros((2, 3), np.float32)
     found = score(np.full((2, 3), np.nan, np.float32), np.array([0, 1]))
