@@ -43,7 +43,7 @@ def main() -> None:
         table: dict[str, dict[str, float]] = {}
         for n_workers in (1, 2):
             with (
-                LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None) as cluster,
+                LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=":0") as cluster,
                 Client(cluster) as client,
             ):
                 for name, chunks in (("rows", (1024, CLASSES)), ("rows and classes", (2048, CLASSES // 2))):
