@@ -333,8 +333,8 @@ def test_examples_run() -> None:
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Any]:
-    """Two processes of one thread each."""
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Two processes of one thread each, in a folder that they share with no other cluster."""
     from distributed import Client, LocalCluster
 
     with (
@@ -345,6 +345,7 @@ def client() -> Iterator[Any]:
             processes=True,
             memory_limit="1GiB",
             dashboard_address=":0",
+            local_directory=str(tmp_path_factory.mktemp("cluster")),
             silence_logs=50,
         ) as cluster,
         Client(cluster) as client,
