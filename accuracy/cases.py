@@ -68,6 +68,7 @@ class FamilyCase(NamedTuple):
     arrays: tuple[Array, Array] | tuple[Array]
     """The arguments; what is computed has the dtype of the last of a divergence, else of the first."""
     temperature: float = 1.0
+    gamma: float = 0.0
 
     @property
     def dtype(self) -> str:
@@ -204,7 +205,7 @@ def family(dtype: str) -> Iterator[FamilyCase]:
 
 
 def of_rows(dtype: str) -> Iterator[FamilyCase]:
-    """Make the cases of what is computed of rows of logits beside cross entropy: statistics, and distillation."""
+    """Make the cases of what is computed of rows of logits beside cross entropy: statistics, distillation, focal."""
     kind = np.dtype(dtype)
     rng = np.random.default_rng(9)
     for name, x in _rows(kind, rng):
@@ -214,6 +215,9 @@ def of_rows(dtype: str) -> Iterator[FamilyCase]:
         yield FamilyCase(f"row_statistics, {name}", "row_statistics", (logits, rng.integers(0, x.shape[1], len(x))))
         if "offset" in name or "torture" in name:
             continue
+        labels: Array = rng.integers(0, x.shape[1], len(x))
+        for gamma in (0.5, 2.0, 5.0):
+            yield FamilyCase(f"focal_loss, gamma {gamma:g}, {name}", "focal_loss", (logits, labels), gamma=gamma)
         teacher = (3 * rng.standard_normal(x.shape)).astype(kind)
         for temperature in (1.0, 2.0, 3.0):
             title = f"distillation_loss, temperature {temperature:g}, {name}"

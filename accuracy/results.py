@@ -31,7 +31,15 @@ MOST_EXACT_CLASSES = 5000
 """mpmath takes too long for longer rows, whose figures are the oracle's."""
 
 OF_CLASSES = (
-    *("label gradient", "gradient", "probability", "log probability", "slope", "distillation gradient"),
+    *(
+        "label gradient",
+        "gradient",
+        "probability",
+        "log probability",
+        "slope",
+        "distillation gradient",
+        "focal gradient",
+    ),
     *("temperature gradient", "softcap gradient", "sparse gradient"),
 )
 """Rows of the table whose results have a number for each class."""
@@ -141,15 +149,15 @@ def _row_of(case: FamilyCase, name: str) -> str:
     """Return the row of the table that a result belongs to."""
     if case.function == "row_statistics":
         return "statistics probability" if name == "target_probability" else f"statistics {name}"
-    if case.function == "distillation_loss":
-        return f"distillation {'loss' if name == 'loss' else 'gradient'}"
+    if case.function in ("distillation_loss", "focal_loss"):
+        return f"{case.function.removesuffix('_loss')} {'loss' if name == 'loss' else 'gradient'}"
     if case.function == "log_loss":
         return "log_loss"
     return "slope" if name == "grad" else "element" if case.element_wise else "terms"
 
 
 def _truth_of_rows(case: FamilyCase) -> dict[str, tuple[Array, Array, Array]]:
-    """What statistics and distillation are to be: exact, allowed, and that with a ULP."""
+    """What statistics, distillation and a focal loss are to be: exact, allowed, and that with a ULP."""
     x, other = case.arrays  # type: ignore[misc]
     nothing, one = NOTHING, ONE
     if case.function == "row_statistics":
@@ -160,6 +168,13 @@ def _truth_of_rows(case: FamilyCase) -> dict[str, tuple[Array, Array, Array]]:
         exact = {"lse": rows.lse, "loss": rows.loss, "entropy": entropy, "target_probability": share}
         allowed, ulp = (tolerances.statistics(rows, other, x.dtype, ulps) for ulps in (nothing, one))
         return {_row_of(case, name): (exact[name], allowed[name], ulp[name]) for name in exact}
+    if case.function == "focal_loss":
+        rows = oracle.cross_entropy(x, other).rows
+        loss, grad, _ = oracle.focal(rows, other, case.gamma)
+        (of_loss, of_grad), (loss_ulp, grad_ulp) = (
+            tolerances.focal(rows, other, case.gamma, x.dtype, ulps) for ulps in (nothing, one)
+        )
+        return {"focal loss": (loss, of_loss, loss_ulp), "focal gradient": (grad, of_grad, grad_ulp)}
     temperature = case.temperature
     none = np.zeros(len(x), Wide)
     teacher = oracle.compute_rows(oracle.widen(other) / temperature, np.zeros(x.shape, Wide), none, none > 0)
@@ -178,7 +193,7 @@ def _truth(case: AnyCase) -> dict[str, Truth]:
     """What each row of the table is to be."""
     dtype = case.arrays[0].dtype if isinstance(case, FamilyCase) else case.logits.dtype
     found: dict[str, tuple[Array, Array, Array]] = {}
-    if isinstance(case, FamilyCase) and case.function in ("row_statistics", "distillation_loss"):
+    if isinstance(case, FamilyCase) and case.function in ("row_statistics", "distillation_loss", "focal_loss"):
         found = _truth_of_rows(case)
     elif isinstance(case, FamilyCase):
         options = {} if case.function == "entropy" else {"reduction": "none"}

@@ -71,7 +71,10 @@ def _fastce(backend: str, variant: str) -> System:
             options = {} if case.function == "entropy" else {"reduction": "none"}
             return {"loss": call(getattr(fastce, case.function), *case.arrays, **options)}
         function = getattr(fastce, f"{case.function}_with_grad")
-        own = {"temperature": case.temperature} if case.function == "distillation_loss" else {}
+        own = {
+            "distillation_loss": {"temperature": case.temperature},
+            "focal_loss": {"gamma": case.gamma},
+        }.get(case.function, {})
         loss, grad = call(function, *case.arrays, reduction="none", **own)
         return {"loss": loss, "grad": grad}
 

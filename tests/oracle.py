@@ -315,6 +315,15 @@ def cross_entropy(
     return Answer(rows, scale, upstream, value, grad, axis)
 
 
+def focal(rows: Rows, label: Array, gamma: float) -> tuple[Array, Array, Array]:
+    """Of rows of cross entropy c of these labels: u^gamma c, with u = 1 - p, its gradient, and its derivative by c."""
+    p = rows.p[np.arange(len(label)), label]
+    with np.errstate(all="ignore"):
+        u = np.where(p < 0.5, 1 - p, -np.expm1(-rows.loss))
+        slope = u**gamma + np.where(u > 0, gamma * u ** (gamma - 1) * p * rows.loss, 0)
+        return u**gamma * rows.loss, slope[:, None] * rows.grad, slope
+
+
 def _total(losses: Array) -> Any:
     return wide_sum(losses) if np.isfinite(losses).all() else losses.sum()
 

@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+import oracle
 import oracle_family
 from oracle import Answer, Rows, Wide
 
@@ -216,6 +217,25 @@ def entropies(rows: Rows, dtype: np.dtype[Any], ulps: Mapping[str, float]) -> Ar
         entropy = -parts.sum(-1)
         moved = (np.abs(parts + rows.p * entropy[:, None]) * each + rows.p * each * each).sum(-1)
     return ulps["entropy"] * arithmetic(dtype).ulp(entropy) + np.where(rows.finite, moved, Wide(0))
+
+
+def focal(
+    rows: Rows, label: Array, gamma: float, dtype: np.dtype[Any], ulps: Mapping[str, float] = ULPS
+) -> tuple[Array, Array]:
+    """Bounds on a focal loss and its gradient, of rows of plain cross entropy against these labels.
+
+    What u = 1 - p is off by, relative, its power is off by gamma times: the limits are multiplied by 1 + gamma, and so
+    is what differences that are not exact do to cross entropy. Below the smallest normal number either may be lost.
+    """
+    real = arithmetic(dtype)
+    loss, grad, slope = oracle.focal(rows, label, gamma)
+    bare = dict.fromkeys(ulps, 0.0)
+    with np.errstate(all="ignore"):
+        moved = np.where(rows.loss > 0, losses(rows, dtype, bare) / rows.loss, 0)
+        of_loss = (1 + gamma) * (ulps["focal loss"] * real.ulp(loss) + np.abs(loss) * moved)
+        of_grad = (1 + gamma) * (ulps["focal gradient"] * real.ulp(grad) + np.abs(grad) * moved[:, None])
+        of_grad = of_grad + np.abs(slope)[:, None] * gradients(rows, dtype, bare)
+    return of_loss + real.tiny, of_grad + real.tiny
 
 
 def distillation(
