@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import hypothesis
@@ -20,6 +21,10 @@ COMMON: dict[str, Any] = {
 hypothesis.settings.register_profile("suite", derandomize=True, max_examples=15, **COMMON)
 hypothesis.settings.register_profile("long", max_examples=300, **COMMON)
 hypothesis.settings.load_profile("suite")
+
+# What a shell runs in the background ignores interrupts, and so would the processes of the tests that send some.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=ENGINES, ids=str)
