@@ -134,7 +134,8 @@ class CrossEntropyAccumulator:
         self._num_threads = num_threads
         self._sums = _Sums()
         n_classes = 1 if weight is None else np.size(weight)
-        request = self._request(np.zeros((0, n_classes), np.float32), np.zeros(0, np.int64), None, {"axis": -1})
+        nothing = np.zeros((0, n_classes), np.float32), (np.zeros((0, 1), np.int64), np.zeros((0, 1)))
+        request = self._request(*nothing, None, axis=-1)
         _pipeline.choose(request.problem, backend, num_threads)
 
     def update(self, logits: Any, target: Any, *, sample_weight: Any = None) -> CrossEntropyAccumulator:
@@ -161,6 +162,8 @@ class CrossEntropyAccumulator:
         sums = self._sums
         problem = request.problem
         row_bytes = problem.n_classes * sum(x.itemsize for x in (problem.logits, problem.dense) if x is not None)
+        if problem.listed is not None:
+            row_bytes += 8 * problem.listed.shape[-1] ** 2  # of pairs of entries, see _labels
         for where in blocks(problem.positions, row_bytes):
             sums = _added(sums, problem.at(where), request, chosen)
         self._sums = sums
@@ -219,14 +222,14 @@ class CrossEntropyAccumulator:
         found = self.compute()
         return f"<CrossEntropyAccumulator: loss {found.loss:.6g} of {found.count} rows>"
 
-    def _request(self, logits: Any, target: Any, sample_weight: Any, other: dict[str, Any] | None = None) -> Any:
+    def _request(self, logits: Any, target: Any, sample_weight: Any, **other: Any) -> _inputs.Request:
         return _inputs.loss_request(
             logits,
             target,
             sample_weight=sample_weight,
             reduction="none",
             denominator=None,
-            **(self._options | (other or {})),
+            **(self._options | other),
         )
 
 

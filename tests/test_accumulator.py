@@ -7,6 +7,7 @@ import itertools
 import math
 import pickle
 import statistics
+import tracemalloc
 from fractions import Fraction
 from typing import Any
 
@@ -91,6 +92,8 @@ def test_dense_and_sparse_targets(engine: Engine, dtype: DType, rng: np.random.G
         found = update(engine, accumulator(engine), x, target).compute()
         assert found.loss == engine.cross_entropy(x, target)
         assert found.accuracy == pytest.approx(right)
+    spread = update(engine, accumulator(engine, spread_missing=True), x, (indices, p)).compute()
+    assert spread.loss == engine.cross_entropy(x, (indices, p), spread_missing=True)
     nothing = np.full((30, 2), -1), np.ones((30, 2))
     assert update(engine, accumulator(engine), x, nothing).compute().accuracy == 0
     nothing = np.zeros((30, 0), int), np.zeros((30, 0))
@@ -185,6 +188,18 @@ def test_special_values(engine: Engine, dtype: DType) -> None:
     assert math.isnan(found.standard_error)
 
 
+def test_long_lists_among_few_classes_take_little_memory(rng: np.random.Generator) -> None:
+    """Which class a list has most of is found by pairs of its entries, block by block."""
+    n, k = 20_000, 40
+    x, indices = cases.normal(rng, (n, 3), np.float32), rng.integers(0, 3, (n, k))
+    tracemalloc.start()
+    try:
+        CrossEntropyAccumulator().update(x, (indices, np.full((n, k), 1 / k)))
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_pickle_and_copy(rng: np.random.Generator) -> None:
     """Small, and the same in another process."""
     x, labels = cases.normal(rng, (3000, 50), np.float32), cases.labels(rng, 3000, 50)
@@ -221,6 +236,7 @@ def test_a_batch_with_an_error_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) 
         ({"weight": [1.0, -1.0]}, ValueError),
         ({"weight": [[1.0]]}, ValueError),
         ({"softcap": 0}, ValueError),
+        ({"spread_missing": 1.5}, TypeError),
         ({"z_loss": "1"}, TypeError),
         ({"ignore_index": 0.5}, TypeError),
         ({"backend": "torch"}, ValueError),
