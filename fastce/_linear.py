@@ -305,7 +305,7 @@ class _Tiles:
     def visit(self, chosen: _pipeline.Chosen) -> float:
         """Do all of them, and return the sum of the losses."""
         values = self.problem.row_values
-        if values is not None and (self.kept is not None):
+        if values is not None and self.kept is not None:
             values[...] = 0
         if self.grads is not None and self.kept is not None:
             self.input_grad[...] = 0
