@@ -34,6 +34,9 @@ SURE = 0.69
 RUN_BYTES = 100_000
 """What NumPy reads of a block in the time that one more call takes: a run of rows is passed over where it is longer."""
 
+PROBE_CLASSES = 1024
+"""Where one of these has a larger logit, the others of the row need not be looked at."""
+
 FEW_CLASSES = 64
 
 TASK_BYTES = 32 << 20
@@ -118,10 +121,7 @@ class Job:
         with ThreadPoolExecutor(workers, thread_name_prefix="fastce-score") as pool:
             try:
                 for task in self._tasks(first_row):
-                    if self._in_order:
-                        waiting.append(pool.submit(self._do_read, [self._read(block) for block in task], task, threads))
-                    else:
-                        waiting.append(pool.submit(self.do_all, task, threads))
+                    waiting.append(pool.submit(self.do_all, task, threads))
                     if len(waiting) > workers:
                         yield from waiting.popleft().result()
                 while waiting:
@@ -158,9 +158,6 @@ class Job:
     def do_all(self, task: list[Block], threads: int) -> list[Found]:
         """Do some blocks."""
         return [self._do(self._read(block), block.row, threads) for block in task]
-
-    def _do_read(self, problems: list[Problem], task: list[Block], threads: int) -> list[Found]:
-        return [self._do(problem, block.row, threads) for problem, block in zip(problems, task, strict=True)]
 
     def _do(self, block: Problem, first_row: int, threads: int) -> Found:
         losses = np.empty(block.n_rows, self.problem.real)
@@ -220,8 +217,8 @@ def count(block: Problem) -> tuple[int, int]:
     """Count the rows whose first largest logit is the label's (of a dense target, the largest's), and ignored rows.
 
     The loss decides for most rows, since it says how much of the probability the label has: more than half, or less
-    than a class has in the mean. Of the others the maximum is looked at, and only where the label reaches it is there a
-    tie to look for. A row whose loss is NaN is not right.
+    than a class has in the mean. Of the others the maximum is looked at, as a rule of the first classes only, and only
+    where the label reaches it is there a tie to look for. A row whose loss is NaN is not right.
     """
     if block.row_values is None or block.n_rows == 0:
         return 0, 0
@@ -235,13 +232,16 @@ def count(block: Problem) -> tuple[int, int]:
             unsure = ~(right | ignored) & (loss <= math.log(block.n_classes) * (1 + 1e-4) + 1e-4)
     else:
         right, unsure = np.zeros(block.positions, dtype=bool), ~np.isnan(loss)
-    parts = _parts_with(unsure, block.logits.nbytes)
-    if parts:
+    if np.any(unsure):
         if block.labels is not None:
             labels = np.where(unsure, block.labels, 0).astype(np.intp)
         elif block.dense is not None:
             labels = _ordered(block.dense).argmax(axis=-1)
         at_label = _ordered(np.take_along_axis(block.logits, labels[..., None], axis=-1)[..., 0])
+        if block.n_classes > 2 * PROBE_CLASSES:
+            with np.errstate(invalid="ignore"):
+                unsure &= ~(_ordered(block.logits[..., :PROBE_CLASSES]).max(axis=-1) > at_label)
+        parts = _parts_with(unsure, block.logits.nbytes)
         top = np.zeros_like(at_label)
         with np.errstate(all="ignore"):
             for part in parts:
