@@ -81,12 +81,31 @@ def tensors(x: Array) -> str:
     return "m.safetensors.index.json:l.*"
 
 
-def zarr_array(x: Array, version: int, chunks: tuple[int, int]) -> str:
+def zarr_array(x: Array, version: int, chunks: tuple[int, int], **options: Any) -> str:
     import zarr
 
-    array = zarr.create_array(store="x.zarr", shape=x.shape, chunks=chunks, dtype=x.dtype, zarr_format=version)
+    options = {"shape": x.shape, "dtype": x.dtype, **options}
+    array = zarr.create_array(store="x.zarr", chunks=chunks, zarr_format=version, **options)
     array[...] = x
     return "x.zarr"
+
+
+def zarr_as_it_is(x: Array, version: int, chunks: tuple[int, int], **options: Any) -> str:
+    return zarr_array(x, version, chunks, compressors=None, **options)
+
+
+def zarr_of_fortran(x: Array) -> str:
+    return zarr_as_it_is(x, 2, (50, 7), order="F")
+
+
+def zarr_of_other_bytes(x: Array) -> str:
+    import zarr
+
+    return zarr_as_it_is(x, 3, (50, C), serializer=zarr.codecs.BytesCodec(endian="big"))
+
+
+def zarr_of_shards(x: Array) -> str:
+    return zarr_as_it_is(x, 3, (10, 10), shards=(50, 40))
 
 
 def zarr_group(x: Array) -> str:
@@ -128,13 +147,16 @@ def feather(x: Array) -> str:
     return "x.feather:x"
 
 
-def arrow(x: Array) -> str:
+def arrow(x: Array, kind: str, compression: str | None) -> str:
+    """Batches of rows, the first without any."""
     import pyarrow as pa
 
-    whole = table(x, "lists")
-    with pa.OSFile("x.arrow", "wb") as file, pa.ipc.new_file(file, whole.schema) as writer:
+    whole = table(x, kind)
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.OSFile("x.arrow", "wb") as file, pa.ipc.new_file(file, whole.schema, options=options) as writer:
+        writer.write_batch(whole.slice(0, 1).to_batches()[0].slice(0, 0))
         writer.write_table(whole, max_chunksize=200)
-    return "x.arrow:x"
+    return "x.arrow:class *" if kind == "columns" else "x.arrow:x"
 
 
 FORMATS: dict[str, Any] = {
@@ -146,13 +168,22 @@ FORMATS: dict[str, Any] = {
     "Zarr 2, chunks of rows": (zarr_array, "zarr", 2, (16, C)),
     "Zarr 3, small chunks": (zarr_array, "zarr", 3, (7, 10)),
     "Zarr 3, large chunks": (zarr_array, "zarr", 3, (200, 20)),
+    "Zarr 2, as it is": (zarr_as_it_is, "zarr", 2, (16, C)),
+    "Zarr 3, as it is, small chunks": (zarr_as_it_is, "zarr", 3, (7, 10)),
+    "Zarr 3, as it is, all classes": (zarr_as_it_is, "zarr", 3, (70, 40)),
+    "Zarr of Fortran": (zarr_of_fortran, "zarr"),
+    "Zarr of other bytes": (zarr_of_other_bytes, "zarr"),
+    "Zarr of shards": (zarr_of_shards, "zarr"),
     "Zarr, in a group": (zarr_group, "zarr"),
     "Zarr, by its folder": (zarr_in_a_group, "zarr"),
     "Parquet, lists": (parquet, "pyarrow", "lists"),
     "Parquet, lists of one size": (parquet, "pyarrow", "fixed"),
     "Parquet, a column a class": (parquet, "pyarrow", "columns"),
     "Feather": (feather, "pyarrow"),
-    "Arrow": (arrow, "pyarrow"),
+    "Arrow, lists": (arrow, "pyarrow", "lists", None),
+    "Arrow, lists of one size": (arrow, "pyarrow", "fixed", None),
+    "Arrow, a column a class": (arrow, "pyarrow", "columns", None),
+    "Arrow, compressed": (arrow, "pyarrow", "lists", "zstd"),
 }
 
 
@@ -403,6 +434,36 @@ def test_bad_tables(x: Array) -> None:
                 fastce.open_logits(f"{name}:a")[...]
     pq.write_table(pa.table({"x": pa.array([], pa.list_(pa.float32(), 3))}), "none.parquet")
     assert fastce.open_logits("none.parquet")[...].shape == (0, 3)
+
+
+def test_pieces_stay_as_they_are(write: Callable[[Array], str], x: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever keeps pieces keeps what was in them, whatever is read later into memory that is used again."""
+    monkeypatch.setattr(sources, "SLAB_BYTES", 1000)
+    monkeypatch.setattr(sources, "MOST_SLAB_BYTES", 4000)
+    logits = fastce.open_logits(write(x))
+    kept = [logits[i : i + 20] for i in range(0, N, 20)]
+    parts = [logits[i : i + 20][3, 2:] for i in range(0, N - 20, 20)]
+    np.testing.assert_array_equal(np.concatenate(kept), x)
+    np.testing.assert_array_equal(parts, x[3 : N - 17 : 20, 2:][: len(parts)])
+
+
+@needs("zarr")
+def test_chunks_that_are_not_there(x: Array) -> None:
+    """A chunk without a file is all fill value; one of another size is damaged."""
+    logits = fastce.open_logits(zarr_as_it_is(x, 3, (100, 20), fill_value=7.0))
+    Path("x.zarr/c/1/0").unlink()
+    with_hole = x.copy()
+    with_hole[100:200, :20] = 7
+    for rows in (slice(None), slice(100, 200), slice(150, 160)):
+        np.testing.assert_array_equal(logits[rows], with_hole[rows])
+    logits = fastce.open_logits(zarr_as_it_is(x, 2, (100, C), fill_value=7.0, overwrite=True))
+    Path("x.zarr/1.0").unlink()
+    np.testing.assert_array_equal(logits[120:130], np.full((10, C), 7, x.dtype))
+    with Path("x.zarr/0.0").open("r+b") as file:
+        file.truncate(99)
+    for rows in (slice(5, 9), slice(50, 150)):
+        with pytest.raises(ValueError, match=r"x\.zarr: .*0\.0: .* expected a chunk of \d+ bytes, got 99"):
+            logits[rows]
 
 
 @needs("zarr")

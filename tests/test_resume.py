@@ -156,12 +156,12 @@ def state(folder: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> bytes:
 
 def refused(run: Any, *options: str, command: list[str] = COMMAND) -> str:
     """The one line for a state that cannot be used; nothing is written."""
-    before = {path: path.read_bytes() for path in Path().iterdir()}
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
     status, result, err = run(*options, command=command)
     assert (status, result) == (2, None)
     assert err.startswith("fastce: error: --resume state: ")
     assert err.count("\n") == 1
-    assert {path: path.read_bytes() for path in Path().iterdir()} == before
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
     return str(err)
 
 
@@ -225,6 +225,18 @@ def test_another_run(state: bytes, run: Any, folder: Path) -> None:
     assert "whose --weight differs" in refused(run, *output, command=plain)
     os.utime("x.npy", ns=(1, 1))
     assert "whose LOGITS differs" in refused(run, *output)
+
+
+def test_another_chunk(run: Any, folder: Path) -> None:
+    """A Zarr array of which one chunk was changed is another."""
+    zarr = pytest.importorskip("zarr")
+    x = np.load("x.npy")
+    zarr.create_array(store="x.zarr", shape=x.shape, chunks=(50, C), dtype=x.dtype)[...] = x
+    command = ["score", "x.zarr", "y.npy", "--json", "--resume", "state"]
+    assert run(command=command)[0] == 0
+    assert run(command=command)[0] == 0
+    os.utime("x.zarr/c/3/0", ns=(1, 1))
+    assert "whose LOGITS differs" in refused(run, command=command)
 
 
 def test_the_output_is_gone(state: bytes, run: Any, folder: Path) -> None:

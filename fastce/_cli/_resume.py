@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 from fastce._cli._console import CommandError
 from fastce._cli._output import replacing
 from fastce._cli._work import Result
-from fastce._files import Source
+from fastce._files import Source, stored_in
 from fastce._sums import Sum
 
 SAVE_SECONDS = 2.0
@@ -126,7 +126,7 @@ def identity(source: Source | None) -> str | None:
     """Return a digest of what is read: files, sizes, times, shape and dtype."""
     if source is None:
         return None
-    files = [(str(path.resolve()), (status := path.stat()).st_size, status.st_mtime_ns) for path in source.files]
+    files = [(str(path.resolve()), (status := path.stat()).st_size, status.st_mtime_ns) for path in stored_in(source)]
     return digest([files, source.key, source.shape, source.stored, source.dtype.str])
 
 

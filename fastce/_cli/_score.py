@@ -79,10 +79,13 @@ def _opened(spec: str, bfloat16: bool = False) -> Source:
 
 
 def _keep_less_memory() -> None:
-    """Have all threads share what was freed: else glibc keeps tens of MiB of decoded chunks, some for each thread."""
-    arena_max = -8  # of malloc.h
+    """Have threads use again what another has freed: else glibc keeps tens of MiB of decoded chunks for each."""
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of malloc.h
     with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(arena_max, 1)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(arena_max, 1)
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, 8 << 20)
 
 
 @contextmanager

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from fastce._files.parts import Parts, natural
-from fastce._files.sources import FileError, Index, Source
+from fastce._files.sources import ZARR_METADATA, FileError, Index, Source
 
-__all__ = ["FORMATS", "FileError", "Index", "Source", "open_array"]
+__all__ = ["FORMATS", "FileError", "Index", "Source", "open_array", "stored_in"]
 
 
 class Format(NamedTuple):
@@ -37,9 +37,6 @@ FORMATS = (
     Format(".arrow", "arrow", "open_ipc"),
     Format(".feather", "arrow", "open_ipc"),
 )
-
-ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
-"""Of a folder that is a Zarr array or group, whatever its name."""
 
 
 def open_array(
@@ -95,6 +92,15 @@ def _split(spec: str) -> tuple[str, Format, str | None]:
         if _is_zarr(spec[:at]):
             return spec[:at], zarr, spec[at + 1 :]
     raise FileError(f"{spec}: expected a file named {' or '.join('*' + form.suffix for form in FORMATS)}")
+
+
+def stored_in(source: Source) -> Iterator[Path]:
+    """Yield all files that hold elements of an array, or describe it: of a Zarr array every chunk."""
+    for path in source.files:
+        if path.name in ZARR_METADATA:
+            yield from sorted(file for file in path.parent.rglob("*") if file.is_file())
+        else:
+            yield path
 
 
 def _is_zarr(folder: str) -> bool:

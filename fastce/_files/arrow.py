@@ -1,19 +1,38 @@
 """The readers of Parquet and of Arrow's own files (IPC, also called Feather), by the package ``pyarrow``.
 
 An array in a table is a column of lists, one for each row and all as long; or several columns of numbers, one for each
-class; or, for labels, one column of numbers. Tables are read forwards in batches of rows, ahead of who wants them.
+class; or, for labels, one column of numbers. Batches of an Arrow file that are not compressed are views of the file;
+other tables are read forwards in batches of rows, ahead of who wants them.
 """
 
 from __future__ import annotations
 
+import bisect
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastce._files.sources import MAP_BYTES, Decoded, FileError, Slabs, Source, shown, size_of
+from fastce._files.sources import (
+    MAP_BYTES,
+    Decoded,
+    FileError,
+    Index,
+    Slabs,
+    Source,
+    fingerprint,
+    from_bits,
+    rows_of,
+    shown,
+    size_of,
+    widened,
+)
 from fastce._problem import Array
 
 BATCH_BYTES = 1 << 20
@@ -47,7 +66,8 @@ def open_parquet(path: Path, tensor: str | None, bfloat16: bool) -> Source:
                 yield batch.slice(start) if start else batch
             start = max(0, start - len(batch))
 
-    return _open_table(pa, path, file.schema_arrow, sum(groups), 1, batches, tensor, bfloat16)
+    table = _table(pa, path, file.schema_arrow, batches, tensor, bfloat16)
+    return _ahead(table, sum(groups), 1, batches)
 
 
 def open_ipc(path: Path, tensor: str | None, bfloat16: bool) -> Source:
@@ -57,8 +77,11 @@ def open_ipc(path: Path, tensor: str | None, bfloat16: bool) -> Source:
 
     size_of(path)
 
+    def mapped() -> Any:
+        return pa.memory_map(str(path)).read_buffer()
+
     def open_file() -> Any:
-        return pyarrow.ipc.open_file(pa.memory_map(str(path)))
+        return pyarrow.ipc.open_file(mapped())
 
     file = _tried(path, open_file)
     sizes = _tried(path, lambda: [file.get_batch(i).num_rows for i in range(file.num_record_batches)])
@@ -74,21 +97,53 @@ def open_ipc(path: Path, tensor: str | None, bfloat16: bool) -> Source:
                 yield batch.slice(start) if start else batch
             start = max(0, start - size)
 
-    return _open_table(pa, path, file.schema, sum(sizes), max(sizes, default=1), batches, tensor, bfloat16)
+    table = _table(pa, path, file.schema, batches, tensor, bfloat16)
+    whole = _tried(path, mapped)
+    filled = next((i for i, size in enumerate(sizes) if size), None)
+    if filled is not None and _lies_in(whole, pyarrow.ipc.open_file(whole).get_batch(filled).column(table.columns[0])):
+        return _Batches(table, sizes, open_file)
+    return _ahead(table, sum(sizes), max(sizes, default=1), batches)
 
 
-def _open_table(
+def _lies_in(whole: Any, column: Any) -> bool:
+    """Tell whether the numbers of a column are a part of a file as they are, so that nothing has to be decoded."""
+    parts = [part for part in column.buffers() if part is not None and part.size]
+    return all(whole.address <= part.address < whole.address + whole.size for part in parts)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Which columns of a table are the array, and what becomes of their numbers."""
+
+    pa: Any
+    path: Path
+    columns: list[str]
+    is_list: bool
+    row: tuple[int, ...]
+    dtype: np.dtype[Any]
+    bfloat16: bool
+
+    @property
+    def what(self) -> str:
+        first, last = self.columns[0], self.columns[-1]
+        return f" (column {first!r})" if len(self.columns) == 1 else f" (columns {first!r} ... {last!r})"
+
+    def convert(self, batch: Any, first: int) -> Array:
+        """Return the array in a batch of rows, a view of it where that is possible; `first` is its first row."""
+        row = self.row if self.is_list else ()
+        columns = [_numbers(self.pa, self.path, self.what, batch.column(name), first, row) for name in self.columns]
+        return columns[0].reshape(-1, *self.row) if len(columns) == 1 else np.stack(columns, axis=1)
+
+
+def _table(
     pa: Any,
     path: Path,
     schema: Any,
-    n_rows: int,
-    batch_rows: int,
     batches: Callable[[list[str], int, int], Iterator[Any]],
     tensor: str | None,
     bfloat16: bool,
-) -> Source:
+) -> _Table:
     columns = _columns(pa, path, schema, tensor)
-    what = f" (column {columns[0]!r})" if len(columns) == 1 else f" (columns {columns[0]!r} ... {columns[-1]!r})"
     kind = schema.field(columns[0]).type
     is_list = _is_list(pa, kind)
     number = kind.value_type if is_list else kind
@@ -96,25 +151,93 @@ def _open_table(
         dtype = np.dtype(number.to_pandas_dtype())
     except (NotImplementedError, TypeError):
         dtype = np.dtype(object)
+    row: tuple[int, ...] = (len(columns),) if len(columns) > 1 else ()
+    table = _Table(pa, path, columns, is_list, row, dtype, bfloat16)
     if dtype.kind not in "biuf":
-        raise FileError(f"{path}{what}: {kind} does not hold numbers")
+        raise FileError(f"{path}{table.what}: {kind} does not hold numbers")
     if bfloat16 and (dtype.kind not in "iu" or dtype.itemsize != 2):
-        raise FileError(f"{path}{what}: dtype bfloat16 needs elements of two bytes (uint16 or int16), got {kind}")
-    row: tuple[int, ...] = ()
+        raise FileError(f"{path}{table.what}: dtype bfloat16 needs elements of two bytes (uint16 or int16), got {kind}")
     if is_list:
-        row = (kind.list_size,) if pa.types.is_fixed_size_list(kind) else (_first_length(path, batches, columns),)
-    elif len(columns) > 1:
-        row = (len(columns),)
+        length = kind.list_size if pa.types.is_fixed_size_list(kind) else _first_length(path, batches, columns)
+        return replace(table, row=(length,))
+    return table
 
-    def convert(batch: Any, first: int) -> Array:
-        arrays = [_numbers(pa, path, what, batch.column(name), first, row if is_list else ()) for name in columns]
-        if len(arrays) == 1:
-            return arrays[0].reshape(-1, *row)
-        return np.stack(arrays, axis=1)
 
-    rows = max(1, BATCH_BYTES // max(1, dtype.itemsize * (row[0] if row else 1)))
-    forwards = _Forwards(path, n_rows, lambda start: batches(columns, start, rows), convert)
-    return Slabs(Decoded(path, what, (path,), (n_rows, *row), dtype, forwards.load, batch_rows, bfloat16))
+def _ahead(
+    table: _Table, n_rows: int, batch_rows: int, batches: Callable[[list[str], int, int], Iterator[Any]]
+) -> Source:
+    """Return an array that is decoded ahead of who reads it."""
+    rows = max(1, BATCH_BYTES // max(1, table.dtype.itemsize * (table.row[0] if table.row else 1)))
+    forwards = _Forwards(table.path, n_rows, lambda start: batches(table.columns, start, rows), table.convert)
+    shape = (n_rows, *table.row)
+    return Slabs(
+        Decoded(table.path, table.what, (table.path,), shape, table.dtype, forwards.load, batch_rows, table.bfloat16)
+    )
+
+
+class _Batches:
+    """An array in the batches of an Arrow file as it is: pieces are views of the file where they lie in one batch."""
+
+    by_rows = True
+    in_order = False
+
+    def __init__(self, table: _Table, sizes: list[int], open_file: Callable[[], Any]) -> None:
+        self._table = table
+        self._ends = list(accumulate(sizes))
+        self._open_file = open_file
+        self.name = f"{table.path}{table.what}"
+        self.files = (table.path,)
+        self.shape = (self._ends[-1], *table.row)
+        self.dtype = widened() if table.bfloat16 else table.dtype
+        self.stored = "bfloat16" if table.bfloat16 else table.dtype.name
+        self.itemsize = table.dtype.itemsize
+        self.key = (table.what, self.dtype.str, self.shape)
+        self._was = fingerprint(table.path)
+        self._lock = threading.Lock()
+        self._reader: Any = None
+        self._left = 0
+        self._last: tuple[int, Any] = (-1, None)
+
+    def read(self, index: Index) -> Array:
+        start, stop, rest = rows_of(index, self.shape)
+        pieces = []
+        k = bisect.bisect_right(self._ends, start)
+        at = start
+        while at < stop:
+            begin, end = self._ends[k] - self._size(k), min(stop, self._ends[k])
+            if at < end:
+                batch = self._batch(k).slice(at - begin, end - at)
+                pieces.append(_tried(self._table.path, partial(self._table.convert, batch, at)))
+            at = max(at, end)
+            k += 1
+        if not pieces:
+            pieces.append(np.empty((0, *self.shape[1:]), self._table.dtype))
+        rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        piece: Array = np.asarray(rows[rest])
+        return from_bits(piece) if self._table.bfloat16 else piece
+
+    def release(self) -> None:
+        with self._lock:
+            self._reader, self._last = None, (-1, None)
+
+    def _size(self, k: int) -> int:
+        return self._ends[k] - (self._ends[k - 1] if k else 0)
+
+    def _batch(self, k: int) -> Any:
+        """Return a batch, of a new map of the file from time to time: page tables are kept as long as a map is."""
+        path = self._table.path
+        with self._lock:
+            if self._last[0] == k:
+                return self._last[1]
+            if self._reader is None or self._left <= 0:
+                self._reader, self._last = None, (-1, None)
+                if fingerprint(path) != self._was:
+                    raise FileError(f"{path}: was changed while it was being read")
+                self._reader, self._left = _tried(path, self._open_file), MAP_BYTES
+            batch = _tried(path, lambda: self._reader.get_batch(k).select(self._table.columns))
+            self._left -= batch.nbytes
+            self._last = (k, batch)
+            return batch
 
 
 class _Forwards:
@@ -128,21 +251,19 @@ class _Forwards:
         self._at = -1
         self._rest: Any = None
 
-    def load(self, start: int, stop: int) -> Array:
+    def load(self, start: int, rows: Array) -> None:
         if start != self._at:
             self._batches, self._rest = self._open_at(start), None
-        pieces = []
-        at, self._at = start, -1
+        at, self._at, stop = start, -1, start + len(rows)
         while at < stop:
             batch = self._rest if self._rest is not None else _tried(self._path, lambda: next(self._batches, None))
             if batch is None:
                 raise FileError(f"{self._path}: ends after {at} of {self._n_rows} rows")
             self._rest = batch.slice(stop - at) if len(batch) > stop - at else None
-            batch = batch.slice(0, stop - at)
-            pieces.append(self._convert(batch, at))
-            at += len(batch)
+            piece = self._convert(batch.slice(0, stop - at), at)
+            rows[at - start : at - start + len(piece)] = piece
+            at += len(piece)
         self._at = stop
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def _columns(pa: Any, path: Path, schema: Any, wanted: str | None) -> list[str]:
@@ -167,13 +288,17 @@ def _numbers(pa: Any, path: Path, what: str, column: Any, first: int, row: tuple
     if column.null_count:
         at = first + int(np.flatnonzero(np.asarray(column.is_null()))[0])
         raise FileError(f"{path}{what}: row {at} is missing (null)")
-    if row:
-        if not pa.types.is_fixed_size_list(column.type):
-            lengths = np.asarray(column.value_lengths())
+    if row:  # by offsets: Arrow's own functions would import all there are of them first
+        if pa.types.is_fixed_size_list(column.type):
+            begin, end = column.offset * row[0], (column.offset + len(column)) * row[0]
+        else:
+            offsets = np.asarray(column.offsets)
+            lengths = np.diff(offsets)
             if (lengths != row[0]).any():
                 at = int(np.flatnonzero(lengths != row[0])[0])
                 raise FileError(f"{path}{what}: row {first + at} has {lengths[at]} numbers, the first has {row[0]}")
-        column = column.flatten()
+            begin, end = int(offsets[0]), int(offsets[-1])
+        column = column.values.slice(begin, end - begin)
         if column.null_count:
             at = int(np.flatnonzero(np.asarray(column.is_null()))[0])
             raise FileError(f"{path}{what}: a number of row {first + at // row[0]} is missing (null)")

@@ -1,8 +1,8 @@
-"""What every reader of files gives: a Source, an array that is read in pieces; and the two ways to be one.
+"""What every reader of files gives: a Source, an array that is read in pieces; and two ways to be one.
 
-`Mapped` is for formats whose elements lie in the file as they lie in an array: pieces are views of the file. `Slabs` is
-for those that have to be decoded: some rows at a time, the next ones while the caller computes. Neither ever holds the
-whole, whatever its size: of a map its page tables are bounded too.
+`Mapped` is for formats whose elements lie in one run of a file as they lie in an array: pieces are views of the file.
+`Slabs` is for those that have to be decoded: some rows at a time, the next ones while the caller computes. None ever
+holds the whole, whatever its size: of a map its page tables are bounded too.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import operator
 import stat
+import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ class Mapped:
         self._lock = threading.Lock()
         self._map: Array | None = None
         self._left = 0
-        self._was = _fingerprint(path)
+        self._was = fingerprint(path)
 
     @property
     def name(self) -> str:
@@ -147,7 +148,7 @@ class Mapped:
         with self._lock:
             if self._map is None or self._left <= 0:
                 self._map = None
-                if _fingerprint(self.path) != self._was:
+                if fingerprint(self.path) != self._was:
                     raise FileError(f"{self.path}: was changed while it was being read")
                 order: Any = self._order
                 mapped = np.memmap(self.path, self._held, "r", self._offset, self.shape, order)
@@ -159,11 +160,10 @@ class Mapped:
 
 
 SLAB_BYTES = 4 << 20
-"""Decoded at a time, where the chunks of a file leave the choice."""
+"""Decoded at a time, where neither chunks nor who reads them suggest more."""
 
 MOST_SLAB_BYTES = 8 << 20
 """Decoded at a time at most: chunks with more of a row's classes are decoded again for the next rows."""
-
 
 SLABS_KEPT = 3
 """One that a slower thread may still ask for, the present one, and the next."""
@@ -179,8 +179,8 @@ class Decoded:
     files: tuple[Path, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    load: Callable[[int, int], Array]
-    """Rows from one number to before another, called by one thread at a time."""
+    load: Callable[[int, Array], None]
+    """Fill an array with the rows from one number on; called by one thread at a time."""
     chunk_rows: int = 1
     """Rows that are decoded together anyway."""
     bfloat16: bool = False
@@ -196,11 +196,11 @@ class Slabs:
         self._of = decoded
         self.name = f"{decoded.path}{decoded.what}"
         self.files, self.shape = decoded.files, decoded.shape
-        row_bytes = math.prod(self.shape[1:]) * decoded.dtype.itemsize
-        self._rows = slab_rows(row_bytes, decoded.chunk_rows)
+        self._rows = 0
         self._lock = threading.Lock()
         self._thread: ThreadPoolExecutor | None = None
         self._slabs: OrderedDict[int, Future[Array]] = OrderedDict()
+        self._buffers: list[Array] = []
         self._last = -1
 
     @property
@@ -224,6 +224,9 @@ class Slabs:
         if start >= stop:
             rows = np.empty((0, *self.shape[1:]), self._of.dtype)
         else:
+            with self._lock:
+                if self._rows == 0:
+                    self._rows = slab_rows(self._row_bytes, self._of.chunk_rows, stop - start)
             numbers = range(start // self._rows, (stop - 1) // self._rows + 1)
             pieces = []
             for k in numbers:
@@ -237,7 +240,12 @@ class Slabs:
     def release(self) -> None:
         with self._lock:
             self._slabs.clear()
+            self._buffers.clear()
             self._last = -1
+
+    @property
+    def _row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self._of.dtype.itemsize
 
     def _slab(self, k: int) -> Future[Array]:
         with self._lock:
@@ -252,20 +260,50 @@ class Slabs:
     def _start(self, k: int) -> Future[Array]:
         future = self._slabs.get(k)
         if future is None or (future.done() and future.exception() is not None):
-            first = k * self._rows
-            last = min(first + self._rows, self.shape[0])
-            future = self._thread.submit(self._of.load, first, last) if self._thread else Future()
+            future = self._thread.submit(self._load, k) if self._thread else Future()
             self._slabs[k] = future
             while len(self._slabs) > SLABS_KEPT:
                 self._slabs.popitem(last=False)
         return future
 
+    def _load(self, k: int) -> Array:
+        first = k * self._rows
+        slab = self._buffer()[: self.shape[0] - first]
+        self._of.load(first, slab)
+        slab.flags.writeable = False
+        return slab
 
-def slab_rows(row_bytes: int, chunk_rows: int) -> int:
-    """Return how many rows to decode at a time: whole chunks where that is not too much memory."""
+    def _buffer(self) -> Array:
+        """Return memory that nobody has a view of any more: new pages cost as much as decoding does."""
+        with self._lock:
+            for buffer, references in zip(self._buffers, _references(self._buffers), strict=True):
+                if references == NO_MORE_REFERENCES:
+                    return buffer
+            buffer = np.empty((self._rows, *self.shape[1:]), self._of.dtype)
+            if len(self._buffers) <= SLABS_KEPT:
+                self._buffers.append(buffer)
+            return buffer
+
+
+def _references(items: Sequence[object]) -> list[int]:
+    """Count references to each item; how many of them are the counter's own is the interpreter's affair."""
+    return [sys.getrefcount(item) for item in items]
+
+
+[NO_MORE_REFERENCES] = _references([object()])
+"""What is counted for an item of a list that nobody else refers to."""
+
+
+def slab_rows(row_bytes: int, chunk_rows: int, read_rows: int) -> int:
+    """Return how many rows to decode at a time: whole chunks where that is not too much memory.
+
+    Pieces as large as the first that is read are not put together from several, where chunks allow it.
+    """
     row_bytes, chunk_rows = max(row_bytes, 1), max(chunk_rows, 1)
     if chunk_rows * row_bytes > MOST_SLAB_BYTES:
         return max(1, MOST_SLAB_BYTES // row_bytes)
+    if read_rows % chunk_rows == 0 and SLAB_BYTES <= read_rows * row_bytes <= MOST_SLAB_BYTES:
+        return read_rows
     return chunk_rows * max(1, SLAB_BYTES // (chunk_rows * row_bytes))
 
 
@@ -290,6 +328,9 @@ def rows_of(index: Index, shape: tuple[int, ...]) -> tuple[int, int, Index]:
 
 
 # --- what readers share -----------------------------------------------------------------------------------------------
+
+ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
+"""Of a folder that is a Zarr array or group, whatever its name."""
 
 MAX_DIMENSIONS = 64
 """NumPy's limit."""
@@ -339,6 +380,7 @@ def from_bits(piece: Array) -> Array:
     return bits.view(dtype) if dtype.itemsize == 2 else (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def _fingerprint(path: Path) -> tuple[int, ...]:
+def fingerprint(path: Path) -> tuple[int, ...]:
+    """Return what differs where a file is not what it was."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

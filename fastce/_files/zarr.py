@@ -1,20 +1,34 @@
 """The reader of Zarr arrays, of both versions of the format, by the package ``zarr``.
 
-Chunks are decoded in slabs of rows, ahead of who reads them. What a codec needs beside a slab is the package's affair.
+Chunks that are stored as they are, each in a file, are read from there. Others are decoded in slabs of rows, ahead of
+who reads them; what a codec needs beside a slab is the package's affair.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastce._files.parts import joined
-from fastce._files.sources import Decoded, FileError, Slabs, Source
+from fastce._files.sources import (
+    ZARR_METADATA,
+    Decoded,
+    FileError,
+    Index,
+    Slabs,
+    Source,
+    from_bits,
+    rows_of,
+    widened,
+)
 from fastce._problem import Array
-
-METADATA = ("zarr.json", ".zarray", ".zgroup")
 
 
 def open_zarr(path: Path, tensor: str | None, bfloat16: bool) -> Source:
@@ -58,26 +72,136 @@ def _array(path: Path, what: str, array: Any, bfloat16: bool) -> Source:
     if not array.shape:
         raise FileError(f"{path}{what}: is a single number")
 
-    def load(start: int, stop: int) -> Array:
-        """Rows, chunk after chunk of their classes: all of them at once would be decoded side by side."""
-        rows = np.empty((stop - start, *array.shape[1:]), dtype)
+    from zarr.buffer.cpu import buffer_prototype
+
+    to_buffer = buffer_prototype.nd_buffer.from_numpy_array
+
+    def load(start: int, rows: Array) -> None:
+        """Fill rows, chunk after chunk of their classes: all of them at once would be decoded side by side."""
+        stop = start + len(rows)
         try:
-            if len(array.shape) == 1:
-                rows[...] = array[start:stop]
-            else:
-                for at in range(0, array.shape[-1], array.chunks[-1]):
-                    columns = slice(at, at + array.chunks[-1])
-                    rows[..., columns] = array[start:stop, ..., columns]
+            for at in range(0, array.shape[-1], array.chunks[-1]) if len(array.shape) > 1 else (0,):
+                columns = slice(at, at + array.chunks[-1])
+                across: tuple[Any, ...] = (..., columns) if len(array.shape) > 1 else ()
+                selection = (slice(start, stop), *across)
+                array.get_basic_selection(selection, out=to_buffer(rows[across]))
         except OSError:
             raise
         except Exception as error:  # of any codec
             raise FileError(f"{path}{what}: rows {start} to {stop} cannot be decoded: {error}") from None
-        return rows
 
     folder = path / array.path
-    files = tuple(folder / name for name in METADATA if (folder / name).is_file())
+    files = tuple(folder / name for name in ZARR_METADATA if (folder / name).is_file())
     shape = tuple(int(n) for n in array.shape)
-    return Slabs(Decoded(path, what, files, shape, dtype, load, int(array.chunks[0]), bfloat16))
+    decoded = Decoded(path, what, files, shape, dtype, load, int(array.chunks[0]), bfloat16)
+    chunks = tuple(int(n) for n in array.chunks)
+    raw = _raw_chunks(array)
+    return Slabs(decoded) if raw is None else _Chunks(decoded, chunks, folder, raw, array.fill_value)
+
+
+def _raw_chunks(array: Any) -> Callable[[tuple[int, ...]], str] | None:
+    """Return what names the file of a chunk, where chunks are stored as they are in memory; else None."""
+    try:
+        encoded = array.filters or array.compressors or array.shards is not None
+        if array.metadata.zarr_format == 2:
+            encoded = encoded or array.metadata.order != "C"
+        else:
+            endian = getattr(array.serializer, "endian", None)
+            encoded = encoded or type(array.serializer).__name__ != "BytesCodec"
+            encoded = encoded or (array.dtype.itemsize > 1 and getattr(endian, "value", endian) != "little")
+        name: Callable[[tuple[int, ...]], str] = array.metadata.encode_chunk_key
+    except AttributeError:  # another version of the package: it still decodes
+        return None
+    return None if encoded else name
+
+
+class _Chunks:
+    """An array in chunks that are files of numbers: pieces are views of one where they lie in one, or put together."""
+
+    by_rows = True
+    in_order = False
+
+    def __init__(
+        self,
+        decoded: Decoded,
+        chunks: tuple[int, ...],
+        folder: Path,
+        name_of: Callable[[tuple[int, ...]], str],
+        fill_value: Any,
+    ) -> None:
+        self._of = decoded
+        self._chunks = chunks
+        self._folder = folder
+        self._name_of = name_of
+        self._fill_value = np.asarray(0 if fill_value is None else fill_value, decoded.dtype)
+        self.name = f"{decoded.path}{decoded.what}"
+        self.files, self.shape = decoded.files, decoded.shape
+        self.dtype = widened() if decoded.bfloat16 else decoded.dtype
+        self.stored = "bfloat16" if decoded.bfloat16 else decoded.dtype.name
+        self.itemsize = decoded.dtype.itemsize
+        self.key = (decoded.what, self.dtype.str, self.shape)
+
+    def read(self, index: Index) -> Array:
+        start, stop, rest = rows_of(index, self.shape)
+        size, across = self._chunks[0], self._chunks[1:]
+        numbers = range(start // size, -(-stop // size)) if start < stop else range(0)
+        grid = [range(-(-n // step)) for n, step in zip(self.shape[1:], across, strict=True)]
+        if len(numbers) == 1 and all(len(part) == 1 for part in grid):
+            chunk = self._chunk((numbers[0], *(0 for _ in across)))
+            rows = chunk[start - numbers[0] * size : stop - numbers[0] * size]
+            inside = (slice(None), *map(slice, self.shape[1:]))
+            rows = rows[inside]
+        else:
+            rows = np.empty((stop - start, *self.shape[1:]), self._of.dtype)
+            for at in itertools.product(numbers, *grid):
+                first, last = max(start, at[0] * size), min(stop, (at[0] + 1) * size)
+                places = (slice(i * n, (i + 1) * n) for i, n in zip(at[1:], across, strict=True))
+                place = (slice(first - start, last - start), *places)
+                self._copy(at, first - at[0] * size, rows[place])
+        piece: Array = np.asarray(rows[rest])
+        return from_bits(piece) if self._of.bfloat16 else piece
+
+    def release(self) -> None:
+        pass
+
+    def _chunk(self, at: tuple[int, ...]) -> Array:
+        """Return a map of a chunk; one that has no file is all fill value."""
+        with self._opened(at) as file:
+            if file is None:
+                return np.broadcast_to(self._fill_value, self._chunks)
+            return np.memmap(file, self._of.dtype, "r", 0, self._chunks).view(np.ndarray)
+
+    def _copy(self, at: tuple[int, ...], first: int, to: Array) -> None:
+        """Fill an array with the elements of a chunk from one of its rows on."""
+        whole_rows = to.shape[1:] == self._chunks[1:] and to.flags.c_contiguous
+        if not whole_rows:
+            part = (slice(first, first + len(to)), *map(slice, to.shape[1:]))
+            to[...] = self._chunk(at)[part]
+            return
+        with self._opened(at) as file:
+            if file is None:
+                to[...] = self._fill_value
+                return
+            file.seek(first * (to.nbytes // len(to)))
+            if file.readinto(to.reshape(-1).view(np.uint8).data) != to.nbytes:
+                raise FileError(f"{self.name}: {file.name}: was changed while it was being read")
+
+    @contextmanager
+    def _opened(self, at: tuple[int, ...]) -> Iterator[Any]:
+        """Open the file of a chunk, which holds all of it, where there is one."""
+        path = self._folder / self._name_of(at)
+        try:
+            file = path.open("rb", buffering=0)
+        except FileNotFoundError:
+            yield None
+            return
+        with file:
+            expected, size = math.prod(self._chunks) * self.itemsize, os.fstat(file.fileno()).st_size
+            if size != expected:
+                raise FileError(
+                    f"{self.name}: {path}: cannot be read: expected a chunk of {expected} bytes, got {size}"
+                )
+            yield file
 
 
 def _refused(path: Path, error: Exception) -> Exception:
