@@ -169,6 +169,55 @@ SLABS_KEPT = 3
 """One that a slower thread may still ask for, the present one, and the next."""
 
 
+MOST_BUFFER_BYTES = 16 << 20
+"""What is kept for the next piece; larger ones are not read one after the other."""
+
+BUFFERS_KEPT = 4
+
+
+class Buffers:
+    """Memory for pieces, used again as soon as nobody has a view of it: new pages cost as much as reading does."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: list[Array] = []
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return an array whose elements are anything."""
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if not 0 < n_bytes <= MOST_BUFFER_BYTES:
+            return np.empty(shape, dtype)
+        with self._lock:
+            buffer = self._free(n_bytes)
+            if buffer is None:
+                buffer = np.empty(n_bytes, np.uint8)
+                self._kept = [*self._kept[-BUFFERS_KEPT + 1 :], buffer]
+            piece: Array = buffer[:n_bytes].view(dtype).reshape(shape)
+            return piece
+
+    def clear(self) -> None:
+        with self._lock:
+            self._kept.clear()
+
+    def _free(self, n_bytes: int) -> Array | None:
+        """Return the free buffer that was used last, which is most likely still in a cache."""
+        references = _references(self._kept)
+        for i in reversed(range(len(self._kept))):
+            if references[i] == NO_MORE_REFERENCES and n_bytes <= self._kept[i].nbytes <= 2 * n_bytes:
+                self._kept.append(self._kept.pop(i))
+                return self._kept[-1]
+        return None
+
+
+def _references(items: Sequence[object]) -> list[int]:
+    """Count references to each item; how many of them are the counter's own is the interpreter's affair."""
+    return [sys.getrefcount(item) for item in items]
+
+
+[NO_MORE_REFERENCES] = _references([object()])
+"""What is counted for an item of a list that nobody else refers to."""
+
+
 @dataclass(frozen=True)
 class Decoded:
     """What a format that has to be decoded says of itself to `Slabs`."""
@@ -200,7 +249,7 @@ class Slabs:
         self._lock = threading.Lock()
         self._thread: ThreadPoolExecutor | None = None
         self._slabs: OrderedDict[int, Future[Array]] = OrderedDict()
-        self._buffers: list[Array] = []
+        self._buffers = Buffers()
         self._last = -1
 
     @property
@@ -233,7 +282,7 @@ class Slabs:
                 first = k * self._rows
                 slab = self._slab(k).result()
                 pieces.append(slab[max(start - first, 0) : stop - first])
-            rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            rows = pieces[0] if len(pieces) == 1 else self._joined(pieces)
         piece: Array = np.asarray(rows[rest])
         return from_bits(piece) if self._of.bfloat16 else piece
 
@@ -242,6 +291,10 @@ class Slabs:
             self._slabs.clear()
             self._buffers.clear()
             self._last = -1
+
+    def _joined(self, pieces: list[Array]) -> Array:
+        rows = sum(map(len, pieces))
+        return np.concatenate(pieces, out=self._buffers.take((rows, *self.shape[1:]), self._of.dtype))
 
     @property
     def _row_bytes(self) -> int:
@@ -268,30 +321,11 @@ class Slabs:
 
     def _load(self, k: int) -> Array:
         first = k * self._rows
-        slab = self._buffer()[: self.shape[0] - first]
+        rows = min(self._rows, self.shape[0] - first)
+        slab = self._buffers.take((rows, *self.shape[1:]), self._of.dtype)
         self._of.load(first, slab)
         slab.flags.writeable = False
         return slab
-
-    def _buffer(self) -> Array:
-        """Return memory that nobody has a view of any more: new pages cost as much as decoding does."""
-        with self._lock:
-            for buffer, references in zip(self._buffers, _references(self._buffers), strict=True):
-                if references == NO_MORE_REFERENCES:
-                    return buffer
-            buffer = np.empty((self._rows, *self.shape[1:]), self._of.dtype)
-            if len(self._buffers) <= SLABS_KEPT:
-                self._buffers.append(buffer)
-            return buffer
-
-
-def _references(items: Sequence[object]) -> list[int]:
-    """Count references to each item; how many of them are the counter's own is the interpreter's affair."""
-    return [sys.getrefcount(item) for item in items]
-
-
-[NO_MORE_REFERENCES] = _references([object()])
-"""What is counted for an item of a list that nobody else refers to."""
 
 
 def slab_rows(row_bytes: int, chunk_rows: int, read_rows: int) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 from fastce._files.parts import joined
 from fastce._files.sources import (
     ZARR_METADATA,
+    Buffers,
     Decoded,
     FileError,
     Index,
@@ -133,6 +134,7 @@ class _Chunks:
         self._chunks = chunks
         self._folder = folder
         self._name_of = name_of
+        self._buffers = Buffers()
         self._fill_value = np.asarray(0 if fill_value is None else fill_value, decoded.dtype)
         self.name = f"{decoded.path}{decoded.what}"
         self.files, self.shape = decoded.files, decoded.shape
@@ -152,7 +154,7 @@ class _Chunks:
             inside = (slice(None), *map(slice, self.shape[1:]))
             rows = rows[inside]
         else:
-            rows = np.empty((stop - start, *self.shape[1:]), self._of.dtype)
+            rows = self._buffers.take((stop - start, *self.shape[1:]), self._of.dtype)
             for at in itertools.product(numbers, *grid):
                 first, last = max(start, at[0] * size), min(stop, (at[0] + 1) * size)
                 places = (slice(i * n, (i + 1) * n) for i, n in zip(at[1:], across, strict=True))
@@ -162,7 +164,7 @@ class _Chunks:
         return from_bits(piece) if self._of.bfloat16 else piece
 
     def release(self) -> None:
-        pass
+        self._buffers.clear()
 
     def _chunk(self, at: tuple[int, ...]) -> Array:
         """Return a map of a chunk; one that has no file is all fill value."""
