@@ -28,6 +28,7 @@ from fastce._backends import (
     _numba_cache,
     _numba_forks,
     _numba_kernels,
+    _numba_pairs,
     _numba_rows,
     _numba_staged,
     _numba_terms,
@@ -411,9 +412,12 @@ def _function(p: Problem, checking: bool) -> tuple[Any, tuple[Any, ...]]:
         return _numba_terms.elements, _element_kinds(p, checking)
     if p.output is Output.STATISTICS:
         return _numba_rows.statistics, _kinds(p, checking)
+    kinds = _kinds(p, checking)
+    if not checking and p.n_classes == 2 and kinds[-1] is not types.none and p.gamma == 0:
+        return _numba_pairs.pairs, kinds
     if checking or p.kind is Kind.LOGITS:
-        return _numba_kernels.kernel, _kinds(p, checking)
-    return _numba_rows.distillation if p.kind is Kind.TEACHER else _numba_terms.rows, _kinds(p, checking)
+        return _numba_kernels.kernel, kinds
+    return _numba_rows.distillation if p.kind is Kind.TEACHER else _numba_terms.rows, kinds
 
 
 def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
