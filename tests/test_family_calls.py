@@ -183,16 +183,15 @@ def test_many_weights(engine: Engine, rng: np.random.Generator, loss: Loss) -> N
     shape, part = (900, 91), slice(700, 800)
     x, t, w = loss.values(rng, shape, np.dtype(np.float32)), loss.targets(rng, shape), rng.integers(0, 3, shape) / 2
     choices: list[dict[str, Any]] = [{"sample_weight": w}, {"weight": w}, {"weight": w, "sample_weight": w[:, :1]}]
+    choices.append(choices[-1] | {"grad_output": w - 1})
     if "pos_weight" in loss.options:
-        choices += [{"pos_weight": w}, {"sample_weight": w, "label_smoothing": 0.5}]
+        choices += [{"pos_weight": w, "grad_output": w - 1}, {"sample_weight": w, "label_smoothing": 0.5}]
     for options in choices:
-        few = {key: v if key == "label_smoothing" else v[part] for key, v in options.items()}
-        for output in ({}, {"grad_output": w - 1}):
-            got = engine.call(f"{loss.name}_with_grad", x, t, reduction="none", **options, **output)
-            some = {key: v[part] for key, v in output.items()}
-            want = engine.call(f"{loss.name}_with_grad", x[part], t[part], reduction="none", **few, **some)
-            assert same_bits(got.loss[part], want.loss)
-            assert same_bits(got.grad[part], want.grad)
+        few = {key: value if key == "label_smoothing" else value[part] for key, value in options.items()}
+        got = engine.call(f"{loss.name}_with_grad", x, t, reduction="none", **options)
+        want = engine.call(f"{loss.name}_with_grad", x[part], t[part], reduction="none", **few)
+        assert same_bits(got.loss[part], want.loss)
+        assert same_bits(got.grad[part], want.grad)
 
 
 @of_elements

@@ -786,7 +786,7 @@ def _with_usual_operands(p: Problem, checking: bool) -> Problem:
     """Return the problem with its small arrays in dtypes that kernels are at hand for.
 
     A kernel for each dtype of each operand takes longer to compile than any small array to copy, and so does one for
-    each choice of the weights of elements: where some are given, tiny problems have others too, which are 1.
+    each choice of the weights of elements: where some are given, small problems have others too, which are 1.
     """
     usual: dict[str, Any] = {}
     if not checking:
@@ -796,7 +796,7 @@ def _with_usual_operands(p: Problem, checking: bool) -> Problem:
     usual |= {name: _usual(getattr(p, name), p) for name in names}
     if p.probabilities is not None:
         usual["probabilities"] = _usual_probabilities(p.probabilities)
-    if p.kind.element_wise and p.logits.size <= TINY:
+    if p.kind.element_wise and p.logits.size <= SMALL:
         usual |= {name: _ones(p) for name in _missing_weights(p, checking)}
     changed: dict[str, Any] = {name: array for name, array in usual.items() if array is not getattr(p, name)}
     return dataclasses.replace(p, **changed) if changed else p
@@ -808,7 +808,7 @@ SMALL = 1 << 16
 """Elements of an array that may be copied."""
 
 TINY = 1 << 12
-"""Elements that may be copied, or invented, where kernels for them as they are may well be at hand."""
+"""Elements that may be copied where kernels for them as they are may well be at hand."""
 
 
 def _usual_logits(array: Array) -> Array:
