@@ -73,11 +73,12 @@ test-all: export PYTEST_ARGS = -m "slow or not slow"
 test-all: dist test ## the same with the slow tests, and the sdist and wheel
 
 # The benchmarks' smallest case runs once, untimed: what is measured, and how it is checked, must not rot.
-# A worker for each core, since most of the time goes into compiling Numba's kernels, which takes one; a file's tests
-# stay in one worker, since they want the same kernels. A test that takes memory wants no more than a few beside it.
+# A worker for each core, since most of the time goes into compiling Numba's kernels, which takes one. Each has a half of
+# the tests in their order, since neighbours want the same kernels, and takes of the other's last ones when it is done;
+# compiled kernels are on disk for both. A test that takes memory wants no more than a few beside it.
 pytest: .venv/compiled
 	@$(BIN)/pytest --quiet --benchmark-disable -k "32x10 and fastce and not thread" bench
-	@$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(PYTEST_ARGS)
+	@$(BIN)/pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
 
 lint: .venv/developer ## ruff, cython-lint, clang-format
 	@$(BIN)/ruff check --quiet .

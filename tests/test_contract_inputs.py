@@ -15,7 +15,7 @@ import cases
 import fastce
 import oracle
 from checks import agree, check_grad, check_value, loss_dtype, same_bits
-from matrix import Engine
+from matrix import DTYPES, Engine
 
 DType = np.dtype[Any]
 
@@ -262,6 +262,33 @@ def test_logsumexp_out(engine: Engine, dtype: DType, rng: np.random.Generator) -
     for out in (np.empty((4, 5), want.dtype), np.empty((5, 4), want.dtype).T, np.empty((4, 5), np.float64)):
         assert engine.logsumexp(x, axis=1, out=out) is out
         assert np.array_equal(out, want)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((900, 91), -1), ((30, 5, 700), 1)], ids=["rows", "positions"])
+def test_large_arrays_of_other_dtypes(
+    engine: Engine, dtype: DType, rng: np.random.Generator, shape: tuple[int, ...], axis: int
+) -> None:
+    """Byte orders, and `out` of another dtype, where arrays are too large to be copied: the bits of a part alone."""
+    x, part = cases.normal(rng, shape, dtype), slice(17, 20)
+    y = cases.labels(rng, shape[:1] + shape[2:] if axis == 1 else shape[:1], shape[axis])
+    x_swapped = cases.swapped(x)
+    assert same_bits(
+        engine.cross_entropy(x_swapped, y, axis=axis, reduction="none"),
+        engine.cross_entropy(x, y, axis=axis, reduction="none"),
+    )
+    other = DTYPES[(DTYPES.index(dtype) + 1) % len(DTYPES)]
+    for logits, kind in ((x_swapped, x_swapped.dtype), (x, other)):
+        out, few = np.full(shape, 7).astype(kind), np.full(x[part].shape, 7).astype(kind)
+        got = engine.cross_entropy_with_grad(logits, y, axis=axis, out=out, reduction="none")
+        want = engine.cross_entropy_with_grad(logits[part], y[part], axis=axis, out=few, reduction="none")
+        assert got.grad is out
+        assert same_bits(got.loss[part], want.loss)
+        assert same_bits(out[part], few)
+    plain = engine.cross_entropy_with_grad(x, y, axis=axis, reduction="none")
+    got = engine.cross_entropy_with_grad(x_swapped, y, axis=axis, out=x_swapped, reduction="none")
+    assert got.grad is x_swapped
+    assert same_bits(got.loss, plain.loss)
+    assert same_bits(x_swapped.astype(dtype), plain.grad)
 
 
 class Exporter:

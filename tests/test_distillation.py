@@ -227,6 +227,18 @@ def test_teacher_of_another_dtype(engine: Engine, rng: np.random.Generator) -> N
         check(engine, x, t)
 
 
+def test_large_arrays_of_other_dtypes(engine: Engine, dtype: DType, rng: np.random.Generator) -> None:
+    """Byte orders, and `out` of another dtype, where arrays are too large to be copied."""
+    x, t = (cases.swapped(cases.normal(rng, (900, 91), dtype)) for _ in range(2))
+    part, kind = slice(700, 800), np.dtype(np.float64 if dtype == np.float32 else np.float32)
+    out, few = np.full(x.shape, 7, kind), np.full((100, 91), 7, kind)
+    got = engine.call("distillation_loss_with_grad", x, t, out=out, reduction="none")
+    want = engine.call("distillation_loss_with_grad", x[part], t[part], out=few, reduction="none")
+    assert got.grad is out
+    assert same_bits(got.loss[part], want.loss)
+    assert same_bits(out[part], few)
+
+
 def test_out(engine: Engine, dtype: DType, rng: np.random.Generator) -> None:
     """In place, of another dtype, and transposed."""
     for shape, axis in (((40, 6), 1), ((9, 3000), 1), ((50, 45), 0)):

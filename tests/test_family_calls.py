@@ -16,7 +16,7 @@ import cases
 import family
 from checks import same_bits
 from family import ELEMENT_WISE, LOSSES, OF_ROWS, Loss, agree, check_grad, diverge
-from matrix import BLOCK, Engine
+from matrix import BLOCK, DTYPES, Engine
 
 DType = np.dtype[Any]
 
@@ -150,6 +150,21 @@ def test_dtypes_of_large_targets(engine: Engine, rng: np.random.Generator, kind:
         assert same_bits(got.grad[part], want.grad)
 
 
+def test_large_arrays_of_other_dtypes(engine: Engine, dtype: DType, rng: np.random.Generator) -> None:
+    """Byte orders, and `out` of another dtype, where arrays are too large to be copied; the losses take turns."""
+    at, shape, part = DTYPES.index(dtype), (900, 91), slice(700, 800)
+    for loss in (LOSSES[at], LOSSES[(at + 3) % len(LOSSES)]):
+        x, t = loss.values(rng, shape, dtype), targets_of(loss, rng, shape)[-1]
+        for values, kind in ((cases.swapped(x), cases.swapped(x).dtype), (x, DTYPES[(at + 1) % len(DTYPES)])):
+            out, few = np.full(shape, 7).astype(kind), np.full((100, 91), 7).astype(kind)
+            function = f"{loss.name}_with_grad"
+            got = engine.call(function, values, t, out=out, reduction="none")
+            want = engine.call(function, values[part], t[part], out=few, reduction="none")
+            assert got.grad is out
+            assert same_bits(got.loss[part], want.loss)
+            assert same_bits(out[part], few)
+
+
 @pytest.mark.parametrize("kind", [bool, np.int32, np.float16, ml_dtypes.bfloat16, np.float64])
 @of_elements
 def test_dtypes_of_weights(engine: Engine, rng: np.random.Generator, loss: Loss, kind: Any) -> None:
@@ -160,6 +175,23 @@ def test_dtypes_of_weights(engine: Engine, rng: np.random.Generator, loss: Loss,
         agree(engine, loss.name, x, t, **{name: w})
     if kind is not bool:
         agree(engine, loss.name, x, t, reduction="none", grad_output=(w - w * 3).astype(kind))
+
+
+@of_elements
+def test_many_weights(engine: Engine, rng: np.random.Generator, loss: Loss) -> None:
+    """Any choice of weights, where they are too many to be joined by others, as a backend may do with few."""
+    shape, part = (900, 91), slice(700, 800)
+    x, t, w = loss.values(rng, shape, np.dtype(np.float32)), loss.targets(rng, shape), rng.integers(0, 3, shape) / 2
+    choices: list[dict[str, Any]] = [{"sample_weight": w}, {"weight": w}, {"weight": w, "sample_weight": w[:, :1]}]
+    choices.append(choices[-1] | {"grad_output": w - 1})
+    if "pos_weight" in loss.options:
+        choices += [{"pos_weight": w, "grad_output": w - 1}, {"sample_weight": w, "label_smoothing": 0.5}]
+    for options in choices:
+        few = {key: value if key == "label_smoothing" else value[part] for key, value in options.items()}
+        got = engine.call(f"{loss.name}_with_grad", x, t, reduction="none", **options)
+        want = engine.call(f"{loss.name}_with_grad", x[part], t[part], reduction="none", **few)
+        assert same_bits(got.loss[part], want.loss)
+        assert same_bits(got.grad[part], want.grad)
 
 
 @of_elements

@@ -23,6 +23,7 @@ _SOURCES = (
     "_numba_kernels.py",
     "_numba_lanes.py",
     "_numba_math.py",
+    "_numba_pairs.py",
     "_numba_rows.py",
     "_numba_staged.py",
     "_numba_terms.py",

@@ -72,6 +72,7 @@ def kernel(
     vector.start_task(tile)
     for block in range(call.n_blocks * task // call.n_tasks, call.n_blocks * (task + 1) // call.n_tasks):
         vector.start_block(tile)
+        vector.start_rows(call, tile)
         bad = call.n_rows
         position = block * call.block_rows
         end = min(position + call.block_rows, call.n_rows)

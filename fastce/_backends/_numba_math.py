@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -91,6 +92,48 @@ _STEPS = {
     8: (0.16667667031288147, 0.5000648498535156),
     16: (0.1666690707206726, 0.5000162124633789),
 }
+
+
+# As in the C core's avx512_f32.c and real_f32.h: c near 1/(1 + n/_LOG_STEPS) and -log(c) of each step n of a logarithm
+# from 1 to 2, and (log(1 + r) - r)/r^2 for |r| up to 0.0323, highest power first.
+_LOG_STEPS = 15.49
+_LOG_INVERSES = (
+    1.0,
+    0.93921125,
+    0.8856894,
+    0.83762485,
+    0.79476565,
+    0.75611645,
+    0.72077453,
+    0.68860406,
+    0.6595114,
+    0.63242203,
+    0.60766697,
+    0.5847988,
+    0.56360537,
+    0.5438449,
+    0.5250989,
+    0.508023,
+)
+_LOG_OF_STEPS = (
+    0.0,
+    0.06271485,
+    0.12138898,
+    0.17718495,
+    0.22970799,
+    0.27955988,
+    0.3274289,
+    0.37308884,
+    0.41625604,
+    0.45819834,
+    0.4981283,
+    0.5364874,
+    0.573401,
+    0.6090912,
+    0.6441686,
+    0.6772285,
+)
+_LOG_OF_REST = (0.20014895, -0.25017378, 0.3333333, -0.49999997)
 
 
 _TANH = {
@@ -174,6 +217,29 @@ def log1p(x: Value) -> Value:
     n, _ = _binade(x + 1.0)
     scale = ((n.like(2 * bias) - n) << place).from_bits()
     return _scaled_log(n, fma(x, scale, scale - 1.0))  # f is x itself where the exponent is 0
+
+
+def log1p_of_fraction(x: Value) -> Value:
+    """Return log(1 + x) for 0 <= x <= 1 to about 1 ULP; NaN for NaN.
+
+    Where a register holds a table, by the nearest of its steps as in the C core: with c near 1/(1 + x) of the step,
+    r = x - (1 - c)(1 + x) is small, and -log(c) is looked up.
+    """
+    if x.real != "f4" or table_size() != len(_LOG_INVERSES):
+        return log1p(x)
+    n = fma(x, _LOG_STEPS, x.like(1.5 * 2**23)).bits()
+    c, log = (lookup(table, n).from_bits() for table in (_bits_of(_LOG_INVERSES), _bits_of(_LOG_OF_STEPS)))
+    r = fma(x, c, c - 1.0)
+    p = x.like(_LOG_OF_REST[0])
+    for coefficient in _LOG_OF_REST[1:]:
+        p = fma(p, r, coefficient)
+    return log + fma(r * r, p, r)
+
+
+@functools.cache
+def _bits_of(numbers: tuple[float, ...]) -> tuple[int, ...]:
+    """Return the bits of numbers as float32."""
+    return struct.unpack(f"<{len(numbers)}i", struct.pack(f"<{len(numbers)}f", *numbers))
 
 
 def log(x: Value) -> Value:

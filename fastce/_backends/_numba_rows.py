@@ -80,6 +80,7 @@ def statistics(
     """Do a task of the output STATISTICS: all arguments but the first three stand for types, absent ones for None."""
     for block in range(call.n_blocks * task // call.n_tasks, call.n_blocks * (task + 1) // call.n_tasks):
         vector.start_block(tile)
+        vector.start_rows(call, tile)
         bad = call.n_rows
         position = block * call.block_rows
         end = min(position + call.block_rows, call.n_rows)
@@ -106,6 +107,7 @@ def distillation(
     """Do a task of the kind TEACHER; the arguments are those of _numba_kernels.kernel."""
     for block in range(call.n_blocks * task // call.n_tasks, call.n_blocks * (task + 1) // call.n_tasks):
         vector.start_block(tile)
+        vector.start_rows(call, tile)
         bad = call.n_rows
         position = block * call.block_rows
         end = min(position + call.block_rows, call.n_rows)

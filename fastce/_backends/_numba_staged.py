@@ -70,6 +70,7 @@ def staged(
     start_visits(call, tile, task)
     for block in range(call.n_blocks * task // call.n_tasks, call.n_blocks * (task + 1) // call.n_tasks):
         vector.start_block(tile)
+        vector.start_rows(call, tile)
         start_sums(tile)
         bad = call.n_rows
         position = block * call.block_rows
@@ -470,9 +471,7 @@ def put_lists(call: Struct, tile: Struct, n: Value, probabilities: Memory, q: Me
 
         bad, total, again = loop(0, length, 1, (i.like(0), zero, i.like(0)), one)
         bad = select(total > call.most_listed, bad.like(1), bad)
-        tile.flag[i] = select(bad > 0, zero.like(1.0), tile.flag[i])
-        tile.sample[i] = select(bad > 0, zero, tile.sample[i])
-        tile.any_bad = select(bad > 0, bad, tile.any_bad)
+        vector.mark_bad(tile, i, bad > 0)
         when(visits & (bad < 1), (), lambda: stage(i, total, again))
         return ()
 

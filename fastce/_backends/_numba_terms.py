@@ -40,6 +40,7 @@ from fastce._backends._numba_math import (
     in_float64,
     log,
     log1p,
+    log1p_of_fraction,
     no_sum,
     smaller,
     sum_of_lanes,
@@ -221,6 +222,7 @@ def rows(
     """Do a task of a kind whose rows have classes; the arguments are those of _numba_kernels.kernel."""
     for block in range(call.n_blocks * task // call.n_tasks, call.n_blocks * (task + 1) // call.n_tasks):
         vector.start_block(tile)
+        vector.start_rows(call, tile)
         bad = call.n_rows
         position = block * call.block_rows
         end = min(position + call.block_rows, call.n_rows)
@@ -722,7 +724,7 @@ def binary_logits(
     constants: Constants, focal: bool, x: Value, on: Value, off: Value, slopes: bool
 ) -> tuple[Value, Value | None]:
     e = exponential(x.call("llvm.fabs") * -1.0)
-    more = log1p(e)
+    more = log1p_of_fraction(e)
     above, below = select(x > 0.0, x, 0.0), select(x < 0.0, x * -1.0, 0.0)
     up, down = more + above, more + below  # softplus(x) and softplus(-x)
     share, rest = None, None

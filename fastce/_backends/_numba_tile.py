@@ -183,8 +183,7 @@ SCRATCH = np.dtype(
         ("at", "i8", OPERANDS),  # where the tile starts
         ("label", "i8", PITCH),
         # Of each row of the tile: what goes in,
-        ("flag", "f8", PITCH),  # 1 where bad
-        ("sample", "f8", PITCH),  # s; 0 marks an ignored row
+        ("sample", "f8", PITCH),  # s; 0 marks an ignored row, −0 a bad one
         ("scale", "f8", PITCH),  # of the gradient
         ("weight", "f8", PITCH),  # in the mean's denominator
         ("label_mass", "f8", PITCH),  # q at the label / s, but for the class vector
@@ -1288,7 +1287,7 @@ def read_labels(call: Struct, tile: Struct, n: Value) -> Value:
 
 @traced
 def read_rows(call: Struct, tile: Struct, n: Value) -> None:
-    """Read what labels and weights say of a tile's rows; flag the bad ones, and ignore them and the ignored ones."""
+    """Read what labels and weights say of a tile's rows; mark the bad and the ignored ones."""
     labelled, weighted = call.start[LABELS].differs(0), call.start[SAMPLE_WEIGHT].differs(0)
     outputs, class_weighted = call.start[GRAD_OUTPUT].differs(0), call.class_weight.differs(0)
 
@@ -1306,55 +1305,73 @@ def read_rows(call: Struct, tile: Struct, n: Value) -> None:
     when(outputs, (), read(call.output_wide, tile.scale, GRAD_OUTPUT))
     (labels_at,) = when(labelled, (tile.label.at(0),), labels)
     one = call.grad_scale.like(1.0).splat(GROUP)
-    mass = select(labelled, call.target_scale, 0.0).splat(GROUP)
 
     def check(i: Value, bad: Value) -> State:
         live = i.indices(GROUP) < (n - i).splat(GROUP)
-        s = select(weighted.splat(GROUP), tile.sample.at(i).read_like(one), one)
+        s = select(weighted.splat(GROUP), tile.sample.at(i).read_like(one), one) + 0.0  # -0 becomes 0
         sound = (s >= 0.0) & (s < math.inf)
         y = select(labelled.splat(GROUP), (labels_at + i * 8).read(64, GROUP), 0)
         ignored = (call.can_ignore.splat(GROUP) > 0) & y.equals(call.ignore_index.splat(GROUP))
         inside = y.within(call.n_classes.splat(GROUP))
+        wrong = live & ~(sound & (inside | ignored))
         s = select(live & sound & inside & ~ignored, s, 0.0)
         tile.label.at(i).write(select(inside & ~ignored, y, 0))
-        tile.sample.at(i).write(s)
-        tile.weight.at(i).write(s)  # of what lies between the last row and the end of its group too
-        tile.label_mass.at(i).write(mass)
-        wrong = live & ~(sound & (inside | ignored))
-        tile.flag.at(i).write(select(wrong, one, 0.0))
+        tile.sample.at(i).write(select(wrong, s.like(-0.0), s))
         return (bad | wrong.extend(64),)
 
     def weigh(i: Value) -> State:
         w = (call.class_weight + tile.label[i] * 8).read(64).from_bits()
-        tile.label_mass[i] = tile.label_mass[i] * w
+        tile.label_mass[i] = call.target_scale * w
         tile.weight[i] = tile.sample[i] * w
         return ()
 
-    scale = call.grad_scale.splat(GROUP)
+    def weigh_all() -> State:
+        tile.weight.at(n - n % GROUP).write(one.like(0.0))  # what lies between the last row and the end of its group
+        return loop(0, n, 1, (), weigh)
 
     def scaled(i: Value) -> State:
-        tile.scale.at(i).write(scale * tile.scale.at(i).read_like(scale))
-        return ()
-
-    def scale_alone(i: Value) -> State:
-        tile.scale.at(i).write(scale)
+        scale = tile.scale.at(i)
+        scale.write(call.grad_scale.splat(GROUP) * scale.read_like(one))
         return ()
 
     when(outputs, (), lambda: loop(0, n, GROUP, (), scaled))
-    when(~outputs, (), lambda: loop(0, n, GROUP, (), scale_alone))
     (bad,) = loop(0, n, GROUP, (n.like(0).splat(GROUP),), check)
     tile.any_bad = bad.reduce(lambda a, b: a | b)
-    when(labelled & class_weighted, (), lambda: loop(0, n, 1, (), weigh))
+    when(labelled & class_weighted, (), weigh_all)
+
+
+@traced
+def start_rows(call: Struct, tile: Struct) -> None:
+    """Write what `read_rows` leaves as it is, unless there are class weights or scales of rows."""
+    mass = select(call.start[LABELS].differs(0), call.target_scale, 0.0)
+
+    def some(i: Value) -> State:
+        tile.label_mass.at(i).write(mass.splat(GROUP))
+        tile.scale.at(i).write(call.grad_scale.splat(GROUP))
+        return ()
+
+    loop(0, smaller(call.tile, call.n_rows), GROUP, (), some)
+
+
+def is_bad(tile: Struct, i: Value) -> Value:
+    found: Value = tile.sample[i].bits()
+    return found < 0
+
+
+def mark_bad(tile: Struct, i: Value, bad: Value) -> None:
+    """Make a row a bad one, on a condition."""
+    tile.sample[i] = select(bad, tile.sample[i].like(-0.0), tile.sample[i])
+    tile.any_bad = select(bad, i.like(1), tile.any_bad)
 
 
 @traced
 def first_bad(call: Struct, tile: Struct, n: Value) -> Value:
-    """Return the first flagged row, or the number of rows."""
+    """Return the first bad row, or the number of rows."""
     number, inner = tile.at[ROW], call.inner[ROW]
 
     def judge(i: Value, first: Value) -> State:
         row = number + i * inner
-        return (select((tile.flag[i] > 0.0) & (row < first), row, first),)
+        return (select(is_bad(tile, i) & (row < first), row, first),)
 
     (first,) = when(tile.any_bad > 0, (call.n_rows,), lambda first: loop(0, n, 1, (first,), judge))
     return first
@@ -1362,7 +1379,7 @@ def first_bad(call: Struct, tile: Struct, n: Value) -> Value:
 
 @traced
 def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Value | None) -> None:
-    """Flag and ignore rows with an element that is not finite or negative."""
+    """Mark rows with an element that is not finite or negative."""
     n = select(call.checked > 0, n.like(0), n)
     stride, inner = call.class_stride[DENSE], call.inner[DENSE]
     start = tile.at[DENSE]
@@ -1383,31 +1400,30 @@ def check_dense(call: Struct, tile: Struct, n: Value, dense: Memory, across: Val
             return each(count, dense.lanes, (flags,), some)
 
         (flags,) = loop(0, call.n_classes, BLOCK, (dense.constant(0.0),), block)
-        found = flags.reduce(maximum).to("f8")
-        tile.flag[i] = maximum(tile.flag[i], found)
+        mark_bad(tile, i, flags.reduce(maximum) > 0.0)
         return ()
 
     def one_class(k: Value) -> State:
         copy(dense, tile.dense.at(0), n.like(dense.itemsize), start + k * stride, inner, n)
 
         def positions(i: Value) -> State:
-            flags = tile.flag.at(i)
+            flags = tile.top.at(i)
             so_far = flags.read(64, dense.lanes).from_bits().to(dense.real)
             flags.write(worse(dense.load(tile.dense.at(0) + i * dense.itemsize), so_far).to("f8"))
             return ()
 
         return loop(0, n, dense.lanes, (), positions)
 
-    def ignore(i: Value) -> State:
-        tile.any_bad = select(tile.flag[i] > 0.0, i.like(1), tile.any_bad)
-        tile.sample[i] = select(tile.flag[i] > 0.0, tile.sample[i].like(0.0), tile.sample[i])
+    def judge(i: Value) -> State:
+        mark_bad(tile, i, tile.top[i] > 0.0)
         return ()
 
     if across is None:
         loop(0, n, 1, (), row)
     else:
+        tile_zeros(tile.top, n)
         loop(0, call.n_classes, 1, (), one_class)
-    loop(0, n, 1, (), ignore)
+        loop(0, n, 1, (), judge)
 
 
 @traced

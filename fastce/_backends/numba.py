@@ -28,6 +28,7 @@ from fastce._backends import (
     _numba_cache,
     _numba_forks,
     _numba_kernels,
+    _numba_pairs,
     _numba_rows,
     _numba_staged,
     _numba_terms,
@@ -153,14 +154,15 @@ MOST_PLANS = 1000
 
 def _do(p: Problem, num_threads: int, *, checking: bool) -> Totals:
     """Do a problem, or only check its rows."""
-    p = _with_usual_operands(p)
+    asked = p
+    p = _with_usual_operands(p, checking)
     plan = _plan_of(p, checking)
     grad_output, sample_weight = _row_weights(p)
     logits, out, values, dense_weight, class_vector = None, None, None, None, None
     if not checking:
         logits, out, values = p.logits, p.out, _places(p.statistics) if p.statistics else p.row_values
         dense_weight, class_vector = _measure(p)
-    return _launch(
+    totals = _launch(
         plan,
         _threads(min(num_threads, plan.n_blocks)),
         logits,
@@ -179,6 +181,9 @@ def _do(p: Problem, num_threads: int, *, checking: bool) -> Totals:
         p.z_loss,
         p.grad_scale,
     )
+    if p.out is not None and asked.out is not None and p.out is not asked.out and totals.bad_row < 0:
+        _put(p.out, asked.out)
+    return totals
 
 
 def quick(overrides: tuple[ContextVar[Any], ...]) -> Quick:
@@ -315,8 +320,9 @@ _PLAIN = None, None, None, None, None, None, None, None, None, None, 1.0, 0.0, 1
 
 
 def _is_small(p: Problem) -> bool:
-    """Tell whether labels are all there is to a problem, which one thread does on its own."""
-    return p.labels is not None and p.logits.size > 0 and threads_for(p, 2) == 1
+    """Tell whether labels are all there is to a problem of usual dtypes, which one thread does on its own."""
+    usual = p.logits.dtype.isnative and (p.out is None or p.out.dtype == p.logits.dtype)
+    return usual and p.labels is not None and p.logits.size > 0 and threads_for(p, 2) == 1
 
 
 _Value = TypeVar("_Value")
@@ -411,9 +417,13 @@ def _function(p: Problem, checking: bool) -> tuple[Any, tuple[Any, ...]]:
         return _numba_terms.elements, _element_kinds(p, checking)
     if p.output is Output.STATISTICS:
         return _numba_rows.statistics, _kinds(p, checking)
+    kinds = _kinds(p, checking)
+    shifted = not checking and kinds[-1] is not types.none
+    if shifted and p.kind is Kind.LOGITS and p.n_classes == 2 and not p.gamma:
+        return _numba_pairs.pairs, kinds
     if checking or p.kind is Kind.LOGITS:
-        return _numba_kernels.kernel, _kinds(p, checking)
-    return _numba_rows.distillation if p.kind is Kind.TEACHER else _numba_terms.rows, _kinds(p, checking)
+        return _numba_kernels.kernel, kinds
+    return _numba_rows.distillation if p.kind is Kind.TEACHER else _numba_terms.rows, kinds
 
 
 def _kinds(p: Problem, checking: bool) -> tuple[Any, ...]:
@@ -772,15 +782,22 @@ def _code(array: Array) -> str:
     return f"{'' if dtype.isnative else '>'}{kind}{dtype.itemsize}"
 
 
-def _with_usual_operands(p: Problem) -> Problem:
-    """Return the problem with its small targets and weights in dtypes that kernels are at hand for.
+def _with_usual_operands(p: Problem, checking: bool) -> Problem:
+    """Return the problem with its small arrays in dtypes that kernels are at hand for.
 
-    A kernel for each dtype of each operand takes longer to compile than any small array to copy.
+    A kernel for each dtype of each operand takes longer to compile than any small array to copy, and so does one for
+    each choice of the weights of elements: where some are given, small problems have others too, which are 1.
     """
+    usual: dict[str, Any] = {}
+    if not checking:
+        usual["logits"] = _usual_logits(p.logits)
+        usual["out"] = _usual_output(p)
     names = _OPERANDS if p.kind.element_wise else ("dense",)  # weights of rows are copied anyway: _row_weights
-    usual = {name: _usual(getattr(p, name), p) for name in names}
+    usual |= {name: _usual(getattr(p, name), p) for name in names}
     if p.probabilities is not None:
         usual["probabilities"] = _usual_probabilities(p.probabilities)
+    if p.kind.element_wise and p.logits.size <= SMALL:
+        usual |= {name: _ones(p) for name in _missing_weights(p, checking)}
     changed: dict[str, Any] = {name: array for name, array in usual.items() if array is not getattr(p, name)}
     return dataclasses.replace(p, **changed) if changed else p
 
@@ -788,20 +805,72 @@ def _with_usual_operands(p: Problem) -> Problem:
 _OPERANDS = "dense", "sample_weight", "grad_output", "factor", "positive_weight"
 
 SMALL = 1 << 16
-"""Elements of a target or weight that may be copied."""
+"""Elements of an array that may be copied."""
+
+TINY = 1 << 12
+"""Elements that may be copied where kernels for them as they are may well be at hand."""
+
+
+def _usual_logits(array: Array) -> Array:
+    """Return logits, copied where they are small and their bytes in the other order."""
+    if array.dtype.isnative or array.size > SMALL:
+        return array
+    copied = array.astype(array.dtype.newbyteorder("="))
+    return copied if _across(copied) == _across(array) else array  # the strides say which kernel rows get
+
+
+def _usual_output(p: Problem) -> Array | None:
+    """Return where a kernel writes: `out`, or an array that `_put` copies there as the kernel itself would write it."""
+    out, own = p.out, p.logits.dtype.newbyteorder("=")
+    if out is None or out.dtype == own or out.size > SMALL:
+        return out
+    return np.empty_like(out, own if out.dtype.newbyteorder("=") == own else p.real)
+
+
+def _put(written: Array, out: Array) -> None:
+    """Copy what a kernel wrote to where it belongs."""
+    with np.errstate(all="ignore"):
+        if out.dtype.itemsize == 2 and written.dtype.itemsize == 8:
+            written = written.astype(np.float32)  # kernels round twice
+        np.copyto(out, written, casting="unsafe")
+
+
+def _missing_weights(p: Problem, checking: bool) -> set[str]:
+    """Return which weights of elements are absent while others are there, of those that make no difference as ones."""
+    wanted: set[str] = set()
+    if p.sample_weight is not None or p.factor is not None or (checking and p.positive_weight is not None):
+        wanted |= {"sample_weight", "factor"}
+    if (checking and wanted) or (not checking and p.kind is Kind.BINARY_LOGITS and not p.gamma and not _is_plain(p)):
+        wanted |= {"positive_weight"}
+    if wanted and not checking and p.out is not None:
+        wanted |= {"grad_output"}
+    return {name for name in wanted if getattr(p, name) is None}
+
+
+_ONE = np.ones(1)
+
+
+def _ones(p: Problem) -> Array:
+    """Return weights of 1 for all positions."""
+    ones: Array = np.ndarray(p.positions, _ONE.dtype, _ONE, 0, (0,) * len(p.positions))
+    return ones
 
 
 def _usual(array: Array | None, p: Problem) -> Array | None:
-    """Return a target or weights, copied where they are small and of another dtype than logits' or the arithmetics'."""
-    if array is None or (array.dtype.isnative and (array.dtype.char in "fd" or array.dtype == p.logits.dtype)):
+    """Return a dense target in the arithmetic's dtype, or the logits', and weights in float64, where they are few."""
+    if array is None:
+        return None
+    usual = (p.real, p.logits.dtype) if array is p.dense else (_WIDE,)
+    if array.dtype.isnative and array.dtype in usual:
         return array
     once = array[tuple(slice(1 if stride == 0 else None) for stride in array.strides)]
-    if once.size > SMALL:
+    if once.size > (TINY if array.dtype.isnative and array.dtype.char in "fd" else SMALL):
         return array
-    # As the kernels read them: targets in the arithmetic's dtype.
-    wanted = np.dtype(np.float64) if array is not p.dense and _is_wide(array) else p.real
     with np.errstate(all="ignore"):
-        return np.broadcast_to(once.astype(wanted), array.shape)
+        return np.broadcast_to(once.astype(usual[0]), array.shape)
+
+
+_WIDE = np.dtype(np.float64)
 
 
 def _usual_probabilities(array: Array) -> Array:
