@@ -998,7 +998,8 @@ def row_statistics(
     -------
     RowStatistics
         A named tuple of arrays of the shape of labels: float64 for float64 logits, else float32; int64 for ``argmax``
-        and ``rank``, bool for ``correct``.
+        and ``rank``, bool for ``correct``. Those of one dtype are views of one array, which each
+        keeps alive.
 
     Raises
     ------

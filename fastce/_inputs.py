@@ -12,7 +12,7 @@ import numbers
 import operator
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -569,9 +569,21 @@ def statistics_request(logits: Any, target: Any, *, fields: Any, axis: Any, igno
         x,
         labels=labels,
         ignore_index=_ignore_index(ignore_index, labels),
-        statistics=Statistics(**{name: np.empty(n_rows, dtypes.get(name, real)) for name in asked}),
+        statistics=Statistics(**_answers([(name, dtypes.get(name, real)) for name in asked], n_rows)),
     )
     return Request(problem, axis, unit=unit)
+
+
+def _answers(fields: Sequence[tuple[str, np.dtype[Any]]], n_rows: int) -> dict[str, Array]:
+    """Make an array for each field. Those of one dtype lie in one piece of memory.
+
+    New pages cost more than what is computed for a row of few classes, and a larger piece gets larger pages.
+    """
+    answers: dict[str, Array] = {}
+    for dtype in dict.fromkeys(dtype for _, dtype in fields):
+        names = [name for name, other in fields if other == dtype]
+        answers.update(zip(names, np.empty((len(names), n_rows), dtype), strict=True))
+    return answers
 
 
 def map_request(output: Output, logits: Any, axis: Any, out: Any) -> Request:

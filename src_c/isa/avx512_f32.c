@@ -64,6 +64,33 @@ static inline vec v_log_step(ivec n) {
                                                    0x1.37dacep-1f, 0x1.49d078p-1f, 0x1.5abdb2p-1f));
 }
 
+/* x >= 0 as 2^e m with 1 <= m < 2: e, which is -inf for 0, and m, NaN below 0. Of the 32 steps of m: c near 1 / m, 1 in the
+ * first and 1/2 in the last, and -log(c). As for LOG_STEPS a float holds it, or from the middle on what it is beside log(2). */
+#define LOG_PARTS
+static inline vec v_exponent(vec x) { return _mm512_getexp_ps(x); }
+static inline vec v_mantissa(vec x) { return _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_nan); }
+static inline vec v_scale(vec x, vec e) { return _mm512_scalef_ps(x, e); } /* x 2^e */
+static inline vec v_part_inverse(vec m) {
+    const vec low = _mm512_setr_ps(1, 0x1.e9108ap-1f, 0x1.dae26cp-1f, 0x1.cd9256p-1f, 0x1.c0f664p-1f, 0x1.b4f388p-1f,
+                                   0x1.a9885ep-1f, 0x1.9ec00ap-1f, 0x1.94a160p-1f, 0x1.8ad852p-1f, 0x1.8193acp-1f,
+                                   0x1.788730p-1f, 0x1.702518p-1f, 0x1.680344p-1f, 0x1.6062bep-1f, 0x1.58fe20p-1f);
+    const vec high =
+        _mm512_setr_ps(0x1.51e5bap-1f, 0x1.4b0196p-1f, 0x1.44859cp-1f, 0x1.3e3290p-1f, 0x1.37fc00p-1f, 0x1.3257b2p-1f,
+                       0x1.2cb5a4p-1f, 0x1.272370p-1f, 0x1.21fda4p-1f, 0x1.1cfcc8p-1f, 0x1.18085cp-1f, 0x1.13756cp-1f,
+                       0x1.0ebd74p-1f, 0x1.0a54e0p-1f, 0x1.06131ep-1f, 0.5f);
+    return _mm512_permutex2var_ps(low, _mm512_srli_epi32(v_bits(m), MANTISSA_BITS - 5), high);
+}
+static inline vec v_part_log(vec m) {
+    const vec low = _mm512_setr_ps(0, 0x1.777088p-5f, 0x1.343c96p-4f, 0x1.a8b41ap-4f, 0x1.0d13c2p-3f, 0x1.449d2ap-3f,
+                                   0x1.7ad84cp-3f, 0x1.af6864p-3f, 0x1.e1ff84p-3f, 0x1.0a113ap-2f, 0x1.2263e0p-2f,
+                                   0x1.3ab53ep-2f, 0x1.51c3aep-2f, 0x1.68a33ap-2f, 0x1.7e908cp-2f, 0x1.9446d4p-2f);
+    const vec high =
+        _mm512_setr_ps(0x1.a98e70p-2f, 0x1.bea7f2p-2f, 0x1.d2ea36p-2f, 0x1.e71168p-2f, 0x1.fb42acp-2f, 0x1.06f94ap-1f,
+                       0x1.1079e0p-1f, 0x1.1a0cf6p-1f, 0x1.230f38p-1f, 0x1.2bf868p-1f, 0x1.34f342p-1f, 0x1.3d61d4p-1f,
+                       0x1.463a8ep-1f, 0x1.4ea264p-1f, 0x1.56e248p-1f, 0x1.62e430p-1f);
+    return _mm512_permutex2var_ps(low, _mm512_srli_epi32(v_bits(m), MANTISSA_BITS - 5), high);
+}
+
 static inline vec v_load(const real *p) { return _mm512_loadu_ps(p); }
 static inline void v_store(real *p, vec a) { _mm512_storeu_ps(p, a); }
 static inline void v_stream(real *p, vec a) { _mm512_stream_ps(p, a); }

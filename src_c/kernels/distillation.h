@@ -34,14 +34,16 @@ static INLINE real finite_shift(real max) { return max == -INFINITY ? 0 : max; }
 
 static INLINE void raise_maxima(teacher_state *s, real max, real teacher_max, real per_t) {
     if (max > s->max) {
-        const double rise = (double)((max - s->max) * per_t), scale = (double)exp_one((s->max - max) * per_t);
+        const double rise = (double)((max - s->max) * per_t);
+        /* Nothing is left of nothing: the first block. */
+        const double scale = s->rest == -1 ? 0 : (double)exp_one((s->max - max) * per_t);
         s->rest = (1 + s->rest + s->rest_lost) * scale;
         s->rest_lost = 0;
         if (s->mass > 0) add_exactly(&s->distance, &s->distance_lost, rise * (s->mass + s->mass_lost));
         s->max = max;
     }
     if (teacher_max > s->teacher_max) {
-        const double scale = (double)exp_one((s->teacher_max - teacher_max) * per_t);
+        const double scale = s->teacher_max == -INFINITY ? 0 : (double)exp_one((s->teacher_max - teacher_max) * per_t);
         s->mass *= scale, s->mass_lost *= scale;
         /* What the new maximum leaves nothing of is no longer infinite either. */
         if (scale > 0)
@@ -52,8 +54,8 @@ static INLINE void raise_maxima(teacher_state *s, real max, real teacher_max, re
     }
 }
 
-static INLINE void add_teacher_block(block b, const real *teacher, int64_t excluded, real per_t, teacher_state *s,
-                                     fastce_dtype storage) {
+static INLINE void add_teacher_block(block b, const real *teacher, int64_t excluded, real per_t, int64_t n_classes,
+                                     teacher_state *s, fastce_dtype storage) {
     enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
     const vec zero = v_set1(0), factor = v_set1(per_t);
@@ -63,8 +65,8 @@ static INLINE void add_teacher_block(block b, const real *teacher, int64_t exclu
     for (int j = 0; j < 4; j++) rest[j] = mass[j] = distance[j] = zero;
     for (int64_t i = 0, groups = 1; i < b.n; i += GROUP, groups++) {
         const real *limit = limits_at(i, excluded);
-        prefetch(b.p + i * size + AHEAD_BYTES, GROUP * size);
-        prefetch((const char *)(teacher + i) + AHEAD_BYTES, GROUP * (ptrdiff_t)sizeof(real));
+        prefetch(b.p + i * size + block_ahead(n_classes, storage), GROUP * size);
+        prefetch((const char *)(teacher + i) + block_ahead(n_classes, real_dtype()), GROUP * (ptrdiff_t)sizeof(real));
         for (int j = 0; j < 4; j++) {
             int64_t at = i + j * LANES, n = b.n - at;
             x[j] = v_mul(v_sub(load_up_to(b.p + at * size, n, -INFINITY, storage), shift), factor);
@@ -126,7 +128,8 @@ static INLINE void visit_distillation_as(const task *t, rows *r, chunk_state *st
             const real *teacher = get_teacher(&q->target, dense, first, b.n, w);
             const real max = block_max(b, storage), before = s.max;
             raise_maxima(&s, max, block_max((block){(const char *)teacher, b.n}, real_dtype()), per_t);
-            add_teacher_block(b, teacher, s.max > before ? block_find(b, max, storage) : -1, per_t, &s, storage);
+            add_teacher_block(b, teacher, s.max > before ? block_find(b, max, storage) : -1, per_t, q->n_classes, &s,
+                              storage);
         }
         s.rest += s.rest_lost + (double)(s.max - s.max); /* a row without a finite maximum is NaN */
         s.mass += s.mass_lost + (double)(s.teacher_max - s.teacher_max);

@@ -121,18 +121,55 @@ static INLINE void binary_probabilities(element_group *g, const element_options 
     for (int j = 0; j < 4; j++) /* -0 becomes 0 */
         x[j] = o->clips ? clipped(g->x[j], o->lowest, o->highest) : v_add(g->x[j], zero);
     for (int j = 0; j < 4; j++) yes[j] = x[j];
-    log_vectors(yes, 4);
-    for (int j = 0; j < 4; j++) no[j] = v_sub(zero, x[j]);
-    log1p_vectors(no, 4);
+    log_of_many(yes, 4);
+    for (int j = 0; j < 4; j++) no[j] = x[j];
+    log1m_of_many(no, 4);
     for (int j = 0; j < 4; j++) {
         no[j] = v_select(v_gt(one, x[j]), no[j], v_select(v_eq(x[j], one), v_set1(-INFINITY), nan));
-        vec value = v_add(weighed(on[j], v_sub(zero, yes[j])), weighed(off[j], v_sub(zero, no[j])));
+        vec value = v_sub(zero, v_add(weighed(on[j], yes[j]), weighed(off[j], no[j])));
         g->value[j] = v_select(v_eq(v_min(one, v_max(zero, x[j])), x[j]), value, nan); /* no probability, no loss */
         if (!slopes) continue;
         vec slope = v_sub(weighed(off[j], v_div(one, v_sub(one, x[j]))), weighed(on[j], v_div(one, x[j])));
         slope = v_select(v_eq(x[j], g->x[j]), slope, v_select(v_eq(g->x[j], g->x[j]), zero, nan));
         g->slope[j] = v_select(v_eq(g->value[j], g->value[j]), slope, nan);
     }
+}
+
+/* Whether all targets are 0 or 1. */
+static INLINE bool are_decided(const vec *target) {
+    const vec zero = v_set1(0), one = v_set1(1);
+    ivec other[4];
+    for (int j = 0; j < 4; j++) other[j] = v_bits(v_select(v_eq(target[j], one), zero, target[j]));
+    const vec any = v_from_bits(i_or(i_or(other[0], other[1]), i_or(other[2], other[3])));
+    return !v_any(v_gt(v_select(v_eq(any, zero), zero, one), zero));
+}
+
+/* Probabilities and targets alone, from 0 to 1: what is infinite where its coefficient is not 0 makes the loss so, or NaN.
+ * Of targets that are 0 or 1 one logarithm is enough. */
+static INLINE void plain_probabilities(element_group *g, bool slopes) {
+    const vec zero = v_set1(0), one = v_set1(1);
+    vec off[4];
+    if (are_decided(g->target)) {
+        mask is_one[4];
+        for (int j = 0; j < 4; j++) g->value[j] = g->x[j];
+        for (int j = 0; j < 4; j++) is_one[j] = v_eq(g->target[j], one);
+        log_of_either(g->value, is_one, 4);
+        for (int j = 0; j < 4; j++) g->value[j] = v_sub(zero, g->value[j]);
+    } else {
+        vec yes[4], no[4];
+        for (int j = 0; j < 4; j++) yes[j] = no[j] = g->x[j];
+        for (int half = 0; half < 4; half += 2) { /* two logarithms of four vectors do not fit the registers */
+            log_of_many(yes + half, 2);
+            log1m_of_many(no + half, 2);
+            for (int j = half; j < half + 2; j++) off[j] = v_sub(one, g->target[j]);
+            for (int j = half; j < half + 2; j++)
+                g->value[j] = v_sub(zero, v_add(weighed(g->target[j], yes[j]), weighed(off[j], no[j])));
+        }
+    }
+    for (int j = 0; j < 4 && slopes; j++) off[j] = v_sub(one, g->target[j]);
+    for (int j = 0; j < 4 && slopes; j++)
+        g->slope[j] =
+            v_sub(weighed(off[j], v_div(one, v_sub(one, g->x[j]))), weighed(g->target[j], v_div(one, g->x[j])));
 }
 
 static INLINE void squares(element_group *g, bool slopes) {
@@ -144,12 +181,14 @@ static INLINE void squares(element_group *g, bool slopes) {
 }
 
 /* What is made of an element: losses of their own loops, and whatever else there is. */
-typedef enum element_form { PLAIN_LOGITS, PLAIN_SQUARES, ANY_FORM } element_form;
+typedef enum element_form { PLAIN_LOGITS, PLAIN_PROBABILITIES, PLAIN_SQUARES, ANY_FORM } element_form;
 
 static INLINE void element_losses(const fastce_problem *q, element_group *g, const element_options *o,
                                   element_form form, bool slopes) {
     if (form == PLAIN_LOGITS)
         plain_logits(g, slopes, false);
+    else if (form == PLAIN_PROBABILITIES)
+        plain_probabilities(g, slopes);
     else if (form == PLAIN_SQUARES || q->kind == FASTCE_SQUARES)
         squares(g, slopes);
     else if (q->kind == FASTCE_BINARY_PROBABILITIES)
@@ -278,10 +317,11 @@ typedef struct element_visit {
     const double *weight, *scale; /* NULL where there is none, and where all are the call's */
 } element_visit;
 
-/* What a visit leaves beside: the sum of the losses of whole groups, and whether targets must be looked at closely. */
+/* What a visit leaves beside: the sum of the losses of whole groups, and whether targets, or probabilities, must be looked
+ * at closely. */
 typedef struct element_sums {
     wide loss;
-    bool may_be_bad;
+    bool may_be_bad, x_may_be_bad;
 } element_sums;
 
 static INLINE element_sums compute_as(const task *t, const rows *r, const element_visit *v, element_form form,
@@ -289,13 +329,15 @@ static INLINE element_sums compute_as(const task *t, const rows *r, const elemen
     const fastce_problem *q = t->problem;
     const ptrdiff_t bytes = GROUP * (ptrdiff_t)sizeof(real), x_ahead = v->x_in_place ? AHEAD_BYTES : 0,
                     target_ahead = v->target_in_place ? AHEAD_BYTES : 0;
-    const bool any = form == ANY_FORM, checks = form == PLAIN_LOGITS || (any && !t->any_target);
+    const bool any = form == ANY_FORM, checks_x = form == PLAIN_PROBABILITIES,
+               checks = form == PLAIN_LOGITS || checks_x || (any && !t->any_target);
     const element_options options = any ? options_of(q) : (element_options){.plain = true};
     const vec positive = v_set1((real)q->positive), even_scale = v_set1((real)q->grad_scale);
     const real *x = v->x, *target = v->target;
     real *value = v->value, *slope = v->slope;
     const int64_t count = r->count;
-    ivec seen[4] = {i_set1(0), i_set1(0), i_set1(0), i_set1(0)};
+    const ivec none = i_set1(0);
+    ivec seen[4] = {none, none, none, none}, seen_x[4] = {none, none, none, none};
     wide sums = w_zero();
     for (int64_t i = 0; i < count; i += GROUP) {
         element_group g;
@@ -309,6 +351,7 @@ static INLINE element_sums compute_as(const task *t, const rows *r, const elemen
         prefetch((const char *)(x + i) + x_ahead, bytes);
         prefetch((const char *)(target + i) + target_ahead, bytes);
         if (checks) see_elements(g.target, seen);
+        if (checks_x) see_elements(g.x, seen_x);
         element_losses(q, &g, &options, form, slopes);
         for (int j = 0; j < 4; j++) {
             const int64_t at = i + j * LANES;
@@ -320,7 +363,7 @@ static INLINE element_sums compute_as(const task *t, const rows *r, const elemen
             v_store(slope + at, any && v->weight ? weighed(factor, g.slope[j]) : v_mul(factor, g.slope[j]));
         }
     }
-    return (element_sums){sums, checks && may_be_bad(seen)};
+    return (element_sums){sums, checks && may_be_bad(seen), checks_x && may_be_bad(seen_x)};
 }
 
 /* Functions of their own: the loops need all registers. */
@@ -329,6 +372,12 @@ ALONE element_sums compute_logits(const task *t, const rows *r, const element_vi
 }
 ALONE element_sums compute_logits_and_slopes(const task *t, const rows *r, const element_visit *v) {
     return compute_as(t, r, v, PLAIN_LOGITS, true);
+}
+ALONE element_sums compute_probabilities(const task *t, const rows *r, const element_visit *v) {
+    return compute_as(t, r, v, PLAIN_PROBABILITIES, false);
+}
+ALONE element_sums compute_probabilities_and_slopes(const task *t, const rows *r, const element_visit *v) {
+    return compute_as(t, r, v, PLAIN_PROBABILITIES, true);
 }
 ALONE element_sums compute_squares(const task *t, const rows *r, const element_visit *v) {
     return compute_as(t, r, v, PLAIN_SQUARES, false);
@@ -343,13 +392,18 @@ ALONE element_sums compute_any_and_slopes(const task *t, const rows *r, const el
     return compute_as(t, r, v, ANY_FORM, true);
 }
 
-/* Plain logits are computed as if none were infinite, and once more where the sum is not finite. */
+/* Plain logits are computed as if none were infinite, plain probabilities as if all were some, and once more where the sum
+ * is not finite, or they are not. */
 static element_sums compute_elements(const task *t, const rows *r, const element_visit *v, bool slopes) {
     const fastce_problem *q = t->problem;
     if (!v->weight && q->kind == FASTCE_BINARY_LOGITS && is_plain(q)) {
         const element_sums s = slopes ? compute_logits_and_slopes(t, r, v) : compute_logits(t, r, v);
         const double total = w_total(s.loss);
         if (total - total == 0) return s;
+    } else if (!v->weight && q->kind == FASTCE_BINARY_PROBABILITIES && is_plain(q) && q->clip == 0) {
+        const element_sums s = slopes ? compute_probabilities_and_slopes(t, r, v) : compute_probabilities(t, r, v);
+        const double total = w_total(s.loss);
+        if (total - total == 0 && !s.x_may_be_bad) return s;
     } else if (!v->weight && q->kind == FASTCE_SQUARES) {
         return slopes ? compute_squares_and_slopes(t, r, v) : compute_squares(t, r, v);
     }

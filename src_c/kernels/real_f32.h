@@ -32,6 +32,8 @@ static const real log1p_coefficients[] = {0x1.555556p-2f,  -0x1.000026p-2f, 0x1.
                                           -0x1.5536aap-3f, 0x1.243704p-3f,  -0x1.02da64p-3f,
                                           0x1.de70d4p-4f,  -0x1.87a1eap-4f, 0x1.5f350ep-5f};
 static const real log1p_step_coefficients[] = {-0x1.fffffep-2f, 0x1.555554p-2f, -0x1.002d8ep-2f, 0x1.99e7b2p-3f};
+/* (log(1 + r) - r) / r^2 for -1/64 <= r <= 1/32, within 0.14 * 2^-24 */
+static const real log_part_coefficients[] = {-0x1.000028p-1f, 0x1.555e0ap-2f, -0x1.f3bfb8p-3f};
 /* (((1 + d) log(1 + d) + (1 - d) log(1 - d)) / d^2 - 1) / d^2 in z = d^2 for d <= 3/4: the sum within 0.1 * 2^-24 */
 static const real divergence_coefficients[] = {0x1.555556p-3f, 0x1.111036p-4f,  0x1.24e202p-5f,
                                                0x1.610d26p-6f, 0x1.588148p-6f,  -0x1.17e996p-6f,

@@ -59,8 +59,8 @@ static INLINE real pass_maxima(block b, int64_t label, real logit, bool about_la
 
 /* Moves what was summed to a higher maximum. */
 static INLINE void raise_max(row_state *s, real max, int64_t argmax) {
-    const double rise = (double)(max - s->max), scale = (double)exp_one(s->max - max);
     if (s->rest >= 0) {
+        const double rise = (double)(max - s->max), scale = (double)exp_one(s->max - max);
         const double spread = s->spread + s->spread_lost, rest = s->rest + s->rest_lost;
         s->spread = scale > 0 ? scale * (spread + rise * (1 + rest)) : 0;
         s->rest = (1 + rest) * scale;
@@ -72,8 +72,14 @@ static INLINE void raise_max(row_state *s, real max, int64_t argmax) {
     s->argmax = argmax;
 }
 
+/* How far ahead a pass over sums asks for memory: the next block, whose maximum is looked for before its sums. */
+static INLINE ptrdiff_t block_ahead(int64_t n_classes, fastce_dtype storage) {
+    return n_classes > BLOCK_CLASSES ? BLOCK_CLASSES * storage_size(storage) : AHEAD_BYTES;
+}
+
 /* Adds the exponentials of a block, without that of the class at excluded, and what they add to the spread. */
-static INLINE void pass_sums(block b, int64_t excluded, bool spreads, row_state *s, fastce_dtype storage) {
+static INLINE void pass_sums(block b, int64_t excluded, bool spreads, ptrdiff_t ahead, row_state *s,
+                             fastce_dtype storage) {
     enum { GROUPS_A_FLUSH = 4 };
     const ptrdiff_t size = storage_size(storage);
     const vec shift = v_set1(s->max), zero = v_set1(0), lowest = v_set1(EXP_LOWEST);
@@ -82,7 +88,7 @@ static INLINE void pass_sums(block b, int64_t excluded, bool spreads, row_state 
     for (int j = 0; j < 4; j++) rest[j] = spread[j] = zero;
     for (int64_t i = 0, groups = 1; i < b.n; i += GROUP, groups++) {
         const real *limit = limits_at(i, excluded);
-        prefetch(b.p + i * size + AHEAD_BYTES, GROUP * size);
+        prefetch(b.p + i * size + ahead, GROUP * size);
         for (int j = 0; j < 4; j++) {
             int64_t at = i + j * LANES, n = b.n - at;
             x[j] = v_sub(load_up_to(b.p + at * size, n, -INFINITY, storage), shift);
@@ -314,9 +320,146 @@ static void visit_statistics_lanes(const task *t, rows *r, char *scratch) {
     answer_rows(t, r, &a.s);
 }
 
+/* --- short rows, ROWS_AT_ONCE at a time: what is left in the lanes of a vector of each is found together ---------------- */
+
+typedef struct short_set {
+    const char *p[ROWS_AT_ONCE];
+    real label[ROWS_AT_ONCE], logit[ROWS_AT_ONCE]; /* -1 and 0 where there is none */
+    real max[ROWS_AT_ONCE], argmax[ROWS_AT_ONCE], best[ROWS_AT_ONCE], above[ROWS_AT_ONCE], nan[ROWS_AT_ONCE];
+    double rest[ROWS_AT_ONCE], spread[ROWS_AT_ONCE];
+} short_set;
+
+typedef enum fold { LARGEST, SMALLEST, SUM } fold;
+
+static INLINE vec fold_vectors(vec a, vec b, fold f) {
+    return f == LARGEST ? v_max(a, b) : f == SMALLEST ? v_min(a, b) : v_add(a, b);
+}
+
+/* The largest, the smallest or the sum of the lanes of a vector of each row. None is NaN. */
+static INLINE void fold_lanes(const vec *rows, fold f, real *to) {
+    for (int first = 0; first < ROWS_AT_ONCE; first += COLUMNS) {
+        vec a[COLUMNS];
+        real lanes[LANES];
+        for (int j = 0; j < COLUMNS; j++) a[j] = rows[first + j];
+        v_transpose(a);
+        for (int j = 1; j < COLUMNS; j++) a[0] = fold_vectors(a[0], a[j], f);
+        v_store(lanes, a[0]);
+        for (int j = 0; j < COLUMNS; j++) {
+            real x = lanes[j];
+            for (int i = j + COLUMNS; i < LANES; i += COLUMNS) {
+                if (f == LARGEST) x = lanes[i] > x ? lanes[i] : x;
+                if (f == SMALLEST) x = lanes[i] < x ? lanes[i] : x;
+                if (f == SUM) x += lanes[i];
+            }
+            to[first + j] = x;
+        }
+    }
+}
+
+/* The maxima, where they are first, and about the labels what pass_maxima finds. */
+static INLINE void pass_short_maxima(short_set *s, int64_t n, bool about_label, bool notes_nan, fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    const vec lowest = v_set1(-INFINITY), zero = v_set1(0), one = v_set1(1), beyond = v_set1(SHORT_CLASSES);
+    vec max[ROWS_AT_ONCE], at[ROWS_AT_ONCE], best[ROWS_AT_ONCE], above[ROWS_AT_ONCE], nan[ROWS_AT_ONCE];
+    vec class = v_iota();
+    for (int j = 0; j < ROWS_AT_ONCE; j++) max[j] = best[j] = lowest, at[j] = above[j] = nan[j] = zero;
+    for (int64_t i = 0; i < n; i += LANES, class = v_add(class, v_set1(LANES))) {
+        for (int j = 0; j < ROWS_AT_ONCE; j++) {
+            const char *p = s->p[j] + i * size;
+            const vec x = n - i >= LANES ? load(p, storage) : load_first(p, n - i, -INFINITY, storage);
+            const mask higher = v_gt(x, max[j]);
+            max[j] = v_select(higher, x, max[j]);
+            at[j] = v_select(higher, class, at[j]);
+            if (notes_nan) nan[j] = v_select(v_eq(x, x), nan[j], one);
+            if (!about_label) continue;
+            best[j] = v_max(v_select(v_eq(class, v_set1(s->label[j])), lowest, x), best[j]);
+            above[j] = v_select(v_gt(x, v_set1(s->logit[j])), v_add(above[j], one), above[j]);
+        }
+    }
+    fold_lanes(max, LARGEST, s->max);
+    for (int j = 0; j < ROWS_AT_ONCE; j++) at[j] = v_select(v_eq(max[j], v_set1(s->max[j])), at[j], beyond);
+    fold_lanes(at, SMALLEST, s->argmax);
+    if (notes_nan) fold_lanes(nan, LARGEST, s->nan);
+    if (about_label) fold_lanes(best, LARGEST, s->best);
+    if (about_label) fold_lanes(above, SUM, s->above);
+}
+
+/* The sums below the maxima. */
+static INLINE void pass_short_sums(short_set *s, int64_t n, bool spreads, ptrdiff_t ahead, fastce_dtype storage) {
+    const ptrdiff_t size = storage_size(storage);
+    const vec lowest = v_set1(EXP_LOWEST), zero = v_set1(0);
+    const int64_t flush_classes = VECTORS_A_FLUSH * LANES, flushes = (n + flush_classes - 1) / flush_classes;
+    real pending[PENDING_REALS], pending_spread[PENDING_REALS];
+    vec shift[ROWS_AT_ONCE];
+    const real *limit_of[ROWS_AT_ONCE];
+    for (int j = 0; j < ROWS_AT_ONCE; j++) {
+        shift[j] = v_set1(s->max[j]);
+        limit_of[j] = limits + SHORT_CLASSES - (int64_t)s->argmax[j];
+    }
+    for (int64_t f = 0; f < flushes; f++) {
+        const int64_t end = n < (f + 1) * flush_classes ? n : (f + 1) * flush_classes;
+        vec rest[ROWS_AT_ONCE], spread[ROWS_AT_ONCE], x[ROWS_AT_ONCE], gap[ROWS_AT_ONCE];
+        for (int j = 0; j < ROWS_AT_ONCE; j++) rest[j] = spread[j] = zero;
+        for (int64_t i = f * flush_classes; i < end; i += LANES) {
+            for (int j = 0; j < ROWS_AT_ONCE; j++) {
+                const char *p = s->p[j] + i * size;
+                __builtin_prefetch(p + ahead);
+                x[j] = v_sub(n - i >= LANES ? load(p, storage) : load_first(p, n - i, -INFINITY, storage), shift[j]);
+                gap[j] = x[j] = v_max(lowest, v_min(v_load(limit_of[j] + i), x[j]));
+            }
+            exp_clamped(x, ROWS_AT_ONCE);
+            for (int j = 0; j < ROWS_AT_ONCE; j++) rest[j] = v_add(rest[j], x[j]);
+            for (int j = 0; j < ROWS_AT_ONCE && spreads; j++) spread[j] = v_fma(gap[j], x[j], spread[j]);
+        }
+        for (int j = 0; j < ROWS_AT_ONCE; j++) {
+            v_store(pending + (f * ROWS_AT_ONCE + j) * LANES, rest[j]);
+            if (spreads) v_store(pending_spread + (f * ROWS_AT_ONCE + j) * LANES, v_sub(zero, spread[j]));
+        }
+    }
+    total_short(pending, flushes, s->rest);
+    if (spreads) total_short(pending_spread, flushes, s->spread);
+}
+
 typedef struct statistics_scratch {
     real x[BLOCK_CLASSES + GROUP];
 } statistics_scratch;
+
+static INLINE void see_short_rows(const task *t, const rows *r, seen_rows *seen, statistics_scratch *w, bool direct,
+                                  fastce_dtype storage) {
+    enum { SETS = BLOCK_CLASSES / SHORT_CLASSES / ROWS_AT_ONCE };
+    const fastce_problem *q = t->problem;
+    const fastce_statistics *to = q->statistics;
+    const bool about_label = to->rank || to->margin, spreads = to->entropy != NULL;
+    const bool sums = to->lse || to->loss || spreads || to->target_probability || to->rest;
+    const int64_t n = q->n_classes, count = r->count;
+    const ptrdiff_t ahead = (AHEAD_BYTES / (n * storage_size(storage)) + ROWS_AT_ONCE) * n * storage_size(storage);
+    _Static_assert(SETS >= 1, "a set of rows can be copied");
+    for (int64_t i = 0; i < count; i += ROWS_AT_ONCE) {
+        short_set s = {.max = {0}};
+        for (int j = 0; j < ROWS_AT_ONCE; j++) {
+            const int64_t k = i + j < count ? i + j : count - 1, label = r->label[k];
+            const char *row = r->logits + row_of(r, k) * r->logits_step;
+            s.p[j] = direct ? row : (const char *)(w->x + j * n);
+            if (!direct) gather(w->x + j * n, row, q->logits.class_stride, n, q->logits.dtype, q->logits.byte_swapped);
+            s.label[j] = (real)(label < 0 ? -1 : label);
+            s.logit[j] = label < 0 ? 0 : load_one(s.p[j] + label * storage_size(storage), storage);
+        }
+        if (about_label)
+            pass_short_maxima(&s, n, true, !sums, storage);
+        else
+            pass_short_maxima(&s, n, false, !sums, storage);
+        if (sums && spreads)
+            pass_short_sums(&s, n, true, ahead, storage);
+        else if (sums)
+            pass_short_sums(&s, n, false, ahead, storage);
+        for (int j = 0; j < ROWS_AT_ONCE && i + j < count; j++) {
+            seen->max[i + j] = s.max[j], seen->best_other[i + j] = s.best[j], seen->logit[i + j] = s.logit[j];
+            seen->argmax[i + j] = (int64_t)s.argmax[j], seen->rank[i + j] = (int64_t)s.above[j];
+            seen->rest[i + j] = s.rest[j], seen->spread[i + j] = s.spread[j];
+            seen->nan[i + j] = s.nan[j] != 0 || s.rest[j] != s.rest[j];
+        }
+    }
+}
 
 static size_t statistics_scratch_bytes(const task *t) {
     return t->lanes ? 2 * TILE_SIZE * ELEMENT : sizeof(statistics_scratch);
@@ -329,6 +472,11 @@ static INLINE void visit_statistics_as(const task *t, rows *r, statistics_scratc
     const bool about_label = to->rank || to->margin;
     const bool sums = to->lse || to->loss || to->entropy || to->target_probability || to->rest;
     seen_rows seen;
+    if (q->n_classes <= SHORT_CLASSES) {
+        see_short_rows(t, r, &seen, w, direct, storage);
+        answer_rows(t, r, &seen);
+        return;
+    }
     for (int64_t i = 0; i < r->count; i++) {
         const char *row = r->logits + row_of(r, i) * r->logits_step;
         const int64_t label = r->label[i];
@@ -346,7 +494,7 @@ static INLINE void visit_statistics_as(const task *t, rows *r, statistics_scratc
                 raise_max(&s, max, first + excluded);
             }
             if (sums && s.max != -INFINITY) {
-                pass_sums(b, excluded, to->entropy != NULL, &s, storage);
+                pass_sums(b, excluded, to->entropy != NULL, block_ahead(q->n_classes, storage), &s, storage);
                 s.has_nan |= s.rest != s.rest;
             } else if (sums) {
                 pass_maxima(b, -1, 0, false, true, &s, storage);
