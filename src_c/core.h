@@ -10,6 +10,9 @@
 /* A visit handles up to this many rows at once: enough to fill vectors of rows, few enough to stay in L1. */
 enum { VISIT_ROWS = 128 };
 
+/* Of a visit's arrays, one after the other: a vector stored across two lines takes several times as long. */
+#define IN_LINES _Alignas(64)
+
 /* Long rows are read in blocks of classes of this many: a block and its exponentials stay in L1. */
 enum { BLOCK_CLASSES = 2048 };
 
@@ -63,7 +66,7 @@ typedef struct rows {
     char *values; /* of real, or NULL */
     ptrdiff_t logits_step, dense_step, beside_step, out_step;
     const double *offset; /* of row i, beyond its logits, for z-loss; NULL for none */
-    int64_t index[VISIT_ROWS];
+    IN_LINES int64_t index[VISIT_ROWS];
     int64_t label[VISIT_ROWS];
     double weight[VISIT_ROWS];     /* s */
     double label_mass[VISIT_ROWS]; /* mass of q on the label beyond the class vector's; s * factor of an element */
@@ -89,6 +92,9 @@ typedef struct outgoing {
     char *to;
     int64_t count, sent, label, final;
     double factor, constant, at_label;
+    const void *factors; /* of rows of so many classes, at a distance of step; NULL where it is not rows that leave */
+    int64_t classes, step;
+    uint64_t inverse; /* of classes, times 2^32 */
 } outgoing;
 
 /* What the visits of a chunk hand on: its sums, losses lane by lane, those of the last rows apart while their block of

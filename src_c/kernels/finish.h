@@ -4,7 +4,7 @@
 
 /* Rows of a visit. max is where the exponentials are shifted to: the maximum, or the label's logit. */
 typedef struct results {
-    double mass[VISIT_ROWS], unit_mass[VISIT_ROWS]; /* Q, and Q / s as it came from the visit */
+    IN_LINES double mass[VISIT_ROWS], unit_mass[VISIT_ROWS]; /* Q, and Q / s as it came from the visit */
     real max[VISIT_ROWS], rest[VISIT_ROWS], distance[VISIT_ROWS], z[VISIT_ROWS];
     real label_logit[VISIT_ROWS], label_exp[VISIT_ROWS]; /* exp(label_logit - max); 0 where there is no label */
     real log_total[VISIT_ROWS];                          /* log1p(rest) */
@@ -280,9 +280,9 @@ static INLINE gradient gradient_of_row(const task *t, const rows *r, const resul
 
 /* Gradients of the rows of a visit, field by field. */
 typedef struct gradients {
-    bool any_lowered;
-    real factor[VISIT_ROWS], at_label[VISIT_ROWS], lowered[VISIT_ROWS], constant[VISIT_ROWS];
+    IN_LINES real factor[VISIT_ROWS], at_label[VISIT_ROWS], lowered[VISIT_ROWS], constant[VISIT_ROWS];
     real q_factor[VISIT_ROWS], total[VISIT_ROWS], share[VISIT_ROWS], lost[VISIT_ROWS], pull[VISIT_ROWS];
+    bool any_lowered;
 } gradients;
 
 static INLINE void find_quotients(const results *s, int64_t first, int64_t end, real *quotient) {

@@ -14,7 +14,7 @@ enum { EXP_TERMS = sizeof *exp_step_coefficients / sizeof **exp_step_coefficient
 /* exp of the lesser of each x and limit, operation by operation so that their latencies overlap. Valid for every x and every limit up to
  * EXP_HIGHEST: 0 below EXP_LOWEST, NaN where x is NaN. Error below 1.2 ULP where the result is a normal number.
  *   1. n = round(x / (ln 2 / EXP_STEPS)), as the low bits of a float with the exponent's bias in them
- *   2. r = x - n (ln 2 / EXP_STEPS), in two steps, the first of them exact
+ *   2. r = x - n (ln 2 / EXP_STEPS), in two steps
  *   3. exp(x) = 2^(n / EXP_STEPS) (1 + r + r^2 P(r)), P the shorter the more steps */
 static INLINE void exp_clamped(vec *x, int count);
 
@@ -23,21 +23,40 @@ static INLINE void exp_limited(vec *x, const vec *limit, int count) {
     exp_clamped(x, count);
 }
 
-/* The same for x from EXP_LOWEST to EXP_HIGHEST, or NaN. */
-static INLINE void exp_clamped(vec *x, int count) {
-    const real rounding = ROUNDING + EXPONENT_BIAS * EXP_STEPS;
-    vec scale[4], r[4], p[4];
-    for (int j = 0; j < count; j++) scale[j] = v_fma(x[j], v_set1(LOG2_E * EXP_STEPS), v_set1(rounding));
-    for (int j = 0; j < count; j++) r[j] = v_sub(scale[j], v_set1(rounding));
-    for (int j = 0; j < count; j++) x[j] = v_fma(r[j], v_set1(-LN2_HIGH / EXP_STEPS), x[j]);
-    for (int j = 0; j < count; j++) x[j] = v_fma(r[j], v_set1(-LN2_LOW / EXP_STEPS), x[j]);
+/* exp(r) - 1 for r = x - n (ln 2 / EXP_STEPS), in place of x. */
+#if EXP_STEPS == 16
+/* Three operations wait for each other, where there are registers for the others beside them. r is so small that the
+ * first subtraction may round, and that its square needs no second. */
+static INLINE void reduced_expm1(vec *x, const vec *n, int count) {
+    vec r[4], p[4];
+    for (int j = 0; j < count; j++) x[j] = v_fma(n[j], v_set1(-LN2 / EXP_STEPS), x[j]);
+    for (int j = 0; j < count; j++) r[j] = v_fma(n[j], v_set1(LN2_EXCESS / EXP_STEPS), x[j]);
+    for (int j = 0; j < count; j++) p[j] = v_fma(x[j], v_set1(exp_terms[1]), v_set1(exp_terms[0]));
+    for (int j = 0; j < count; j++) x[j] = v_mul(x[j], x[j]);
+    for (int j = 0; j < count; j++) x[j] = v_fma(p[j], x[j], r[j]);
+}
+#else
+static INLINE void reduced_expm1(vec *x, const vec *n, int count) {
+    vec p[4];
+    for (int j = 0; j < count; j++) x[j] = v_fma(n[j], v_set1(-LN2_HIGH / EXP_STEPS), x[j]);
+    for (int j = 0; j < count; j++) x[j] = v_fma(n[j], v_set1(-LN2_LOW / EXP_STEPS), x[j]);
     for (int j = 0; j < count; j++) p[j] = v_set1(exp_terms[EXP_TERMS - 1]);
     for (int i = EXP_TERMS - 2; i >= 0; i--)
         for (int j = 0; j < count; j++) p[j] = v_fma(p[j], x[j], v_set1(exp_terms[i]));
     for (int j = 0; j < count; j++) p[j] = v_mul(p[j], x[j]);
-    for (int j = 0; j < count; j++) p[j] = v_fma(p[j], x[j], x[j]);
+    for (int j = 0; j < count; j++) x[j] = v_fma(p[j], x[j], x[j]);
+}
+#endif
+
+/* The same for x from EXP_LOWEST to EXP_HIGHEST, or NaN. */
+static INLINE void exp_clamped(vec *x, int count) {
+    const real rounding = ROUNDING + EXPONENT_BIAS * EXP_STEPS;
+    vec scale[4], n[4];
+    for (int j = 0; j < count; j++) scale[j] = v_fma(x[j], v_set1(LOG2_E * EXP_STEPS), v_set1(rounding));
+    for (int j = 0; j < count; j++) n[j] = v_sub(scale[j], v_set1(rounding));
+    reduced_expm1(x, n, count);
     for (int j = 0; j < count; j++) scale[j] = v_from_bits(i_exp2(v_bits(scale[j])));
-    for (int j = 0; j < count; j++) x[j] = v_fma(p[j], scale[j], scale[j]);
+    for (int j = 0; j < count; j++) x[j] = v_fma(x[j], scale[j], scale[j]);
 }
 
 static INLINE void exp_vectors(vec *x, int count) {

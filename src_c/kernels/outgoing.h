@@ -7,8 +7,32 @@ static INLINE outgoing as_they_are(const real *from, char *to, int64_t count) {
     return (outgoing){.from = from, .to = to, .count = count, .label = -1, .factor = 1, .constant = NOTHING};
 }
 
+/* Rows of classes that follow each other where they go, each times a factor of its own: they lie at a distance of step,
+ * and a vector behind them, as well as the factors, can be read. No shorter than a vector, and no more than 2^16 reals. */
+static INLINE outgoing rows_that_leave(const real *from, const real *factors, char *to, int64_t count, int64_t classes,
+                                       int64_t step) {
+    outgoing o = as_they_are(from, to, count * classes);
+    o.factors = factors;
+    o.classes = classes;
+    o.step = step;
+    o.inverse = ((uint64_t)1 << 32) / (uint64_t)classes + 1;
+    return o;
+}
+
+/* A vector of them from element i on. */
+static INLINE vec vector_of_rows(const outgoing *o, int64_t i) {
+    const int64_t row = (int64_t)((uint64_t)i * o->inverse >> 32), column = i - row * o->classes;
+    const real *const factor = (const real *)o->factors + row, *const from = (const real *)o->from + row * o->step;
+    const vec x = v_mul(v_set1(factor[0]), v_load(from + column));
+    const int64_t left = o->classes - column;
+    if (left >= LANES) return x;
+    const vec next = v_mul(v_set1(factor[1]), v_load(from + o->step - left));
+    return v_select(v_gt(v_set1((real)(int32_t)left), v_iota()), x, next);
+}
+
 /* Up to a vector of what goes out, from element i on, n of them. */
 static INLINE vec outgoing_vector(const outgoing *o, int64_t i, int64_t n) {
+    if (o->factors) return vector_of_rows(o, i);
     const real *from = (const real *)o->from + i;
     const vec e = n < LANES ? v_load_first(from, n, v_set1(0)) : v_load(from), lane = v_iota();
     vec x = v_fma(v_set1((real)o->factor), e, v_set1((real)o->constant));
@@ -45,7 +69,7 @@ static INLINE void send_group(outgoing *o, fastce_dtype storage) {
     const real *from = (const real *)o->from + o->sent;
     char *to = o->to + o->sent * size;
     expect_page(to, GROUP * size);
-    if ((uint64_t)(o->label - o->sent) < GROUP || o->sent < o->final) {
+    if (o->factors || (uint64_t)(o->label - o->sent) < GROUP || o->sent < o->final) {
         for (int j = 0; j < 4; j++)
             store(to + j * LANES * size, outgoing_vector(o, o->sent + j * LANES, LANES), storage, true);
     } else {

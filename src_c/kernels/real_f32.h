@@ -16,6 +16,7 @@ enum { MANTISSA_BITS = 23, EXPONENT_BIAS = 127 };
 #define LN2 0x1.62e430p-1f
 #define LN2_HIGH 0x1.62e4p-1f /* 15 bits: x - n LN2_HIGH / EXP_STEPS is exact */
 #define LN2_LOW 0x1.7f7d1cp-20f
+#define LN2_EXCESS 0x1.05c610p-29f /* of LN2 over it */
 #define ROUNDING 0x1.8p23f
 /* (exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2: the result within 0.18 * 2^-24 */
 static const real exp_coefficients[] = {0x1.000000p-1f, 0x1.5554dcp-3f, 0x1.555518p-5f, 0x1.120c62p-7f,

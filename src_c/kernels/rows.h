@@ -1,7 +1,12 @@
 /* Rows of vectors: neighbouring classes fill a vector, one row at a time, block by block, so that memory is read once.
  * For long rows whose classes are neighbours in memory. */
 
-enum { STAGED_REALS = 1 << 14, STAGED_ROOM = STAGED_REALS + GROUP, MOST_STAGED = 128 };
+/* Short rows that leave past the caches gather, each from a line of its own on: as exponentials, and a factor. */
+enum {
+    MOST_STAGED = 128,
+    STAGED_REALS = VISIT_ROWS * MOST_STAGED,
+    STAGED_ROOM = STAGED_REALS + VISIT_ROWS + 2 * GROUP
+};
 
 /* A block of a row as vectors load it: where it lies, or copied. */
 typedef struct block {
@@ -185,12 +190,13 @@ typedef struct short_rows {
 } short_rows;
 
 /* Vectors whose lanes are still to be added up, of ROWS_AT_ONCE rows at a time. Adding them up needs few instructions, but
- * each waits for the one before: that of many rows together overlaps. */
-enum { VECTORS_A_FLUSH = 4, PENDING_REALS = 1024 };
+ * each waits for the one before: that of many rows together overlaps. A vector is the sum of two chains of exponentials,
+ * short ones, so that the error does not grow. */
+enum { VECTORS_A_CHAIN = 4, PENDING_REALS = 1024 };
 
 static INLINE int64_t flushes_of_short(int64_t n) {
-    const int64_t whole = n / LANES;
-    return (whole + VECTORS_A_FLUSH - 1) / VECTORS_A_FLUSH;
+    const int64_t vectors = (n + LANES - 1) / LANES;
+    return (vectors + 2 * VECTORS_A_CHAIN - 1) / (2 * VECTORS_A_CHAIN);
 }
 
 /* How many rows pend at most. */
@@ -245,12 +251,22 @@ static INLINE void exp_column(const short_rows *g, int64_t row, int64_t i, const
     for (int j = 0; j < ROWS_AT_ONCE && keeps; j++) v_store(g->kept[row + j] + i, x[j]);
 }
 
+/* A chain of each row: the first of two takes the next place, the second joins it there. */
+static INLINE void add_chains(real **to, vec *sum, bool second) {
+    if (second) *to -= ROWS_AT_ONCE * LANES;
+    for (int j = 0; j < ROWS_AT_ONCE; j++, *to += LANES) {
+        v_store(*to, second ? v_add(v_load(*to), sum[j]) : sum[j]);
+        sum[j] = v_set1(0);
+    }
+}
+
 /* Classes that do not fill a vector are in one that overlaps the vector before, whose exponentials are kept over them. */
 static INLINE void sum_short_as(short_rows *g, int64_t rows, int64_t n, bool keeps, bool spreads, outgoing *o,
                                 fastce_dtype storage) {
     const ptrdiff_t size = storage_size(storage);
     const int64_t whole = n / LANES * LANES, last = n - LANES, flushes = flushes_of_short(n);
-    real pending[PENDING_REALS], pending_spread[PENDING_REALS];
+    IN_LINES real pending[PENDING_REALS];
+    IN_LINES real pending_spread[PENDING_REALS];
     real *to = pending, *spread_to = pending_spread;
     for (int64_t row = 0; row < rows; row += ROWS_AT_ONCE) {
         const char *ahead[ROWS_AT_ONCE];
@@ -273,8 +289,10 @@ static INLINE void sum_short_as(short_rows *g, int64_t rows, int64_t n, bool kee
             for (int j = 0; j < ROWS_AT_ONCE; j++) sum[j] = x[j];
             for (int j = 0; j < ROWS_AT_ONCE && spreads; j++) spread[j] = v_sub(spread[j], below[j]);
         }
-        for (int64_t begin = 0; begin < whole; begin += VECTORS_A_FLUSH * LANES) {
-            const int64_t end = whole - begin < VECTORS_A_FLUSH * LANES ? whole : begin + VECTORS_A_FLUSH * LANES;
+        bool second = false;
+        for (int64_t begin = 0, end; begin < whole; begin = end, second = !second) {
+            end = begin + (VECTORS_A_CHAIN - (begin == 0 && whole < n)) * LANES;
+            if (end > whole) end = whole;
             for (int64_t i = begin; i < end; i += LANES) {
                 prefetch_column(g, ahead);
                 for (int j = 0; j < ROWS_AT_ONCE; j++) limit[j] = v_load(limit_of[j] + i);
@@ -283,9 +301,8 @@ static INLINE void sum_short_as(short_rows *g, int64_t rows, int64_t n, bool kee
                 for (int j = 0; j < ROWS_AT_ONCE && spreads; j++) spread[j] = v_sub(spread[j], below[j]);
                 if (o) send_group(o, storage);
             }
-            for (int j = 0; j < ROWS_AT_ONCE; j++, to += LANES) v_store(to, sum[j]);
-            for (int j = 0; j < ROWS_AT_ONCE && spreads; j++, spread_to += LANES) v_store(spread_to, spread[j]);
-            for (int j = 0; j < ROWS_AT_ONCE; j++) sum[j] = spread[j] = v_set1(0);
+            add_chains(&to, sum, second);
+            if (spreads) add_chains(&spread_to, spread, second);
         }
     }
     for (int64_t row = 0; row < rows; row += ROWS_AT_ONCE) {
@@ -418,9 +435,8 @@ static const real *get_dense_block(const task *t, const char *row, int64_t first
 /* Scratch of the kernel: exponentials of a row, the shift of each of its blocks, and a block of x, q and output. */
 typedef struct row_scratch {
     real *kept, *shifts, *x, *q, *out;
-    real *staged; /* rows that will leave together, NULL where each goes out by itself; kept is within it */
-    int64_t staged_rows;
-    bool scales[VISIT_ROWS]; /* which rows of the visit are staged as exponentials, all of q on their label */
+    real *staged;            /* rows of the visit, which will leave together; NULL where each goes out by itself */
+    bool scales[VISIT_ROWS]; /* which of them are staged as exponentials, all of q on their label */
 } row_scratch;
 
 static size_t kept_classes(int64_t n_classes) {
@@ -444,11 +460,17 @@ static size_t rows_kept(const task *t) { return (rows_are_short(t) ? ROWS_AT_ONC
 /* From one kept row to the next: a row that leaves may take along what is left of the line before it. */
 static size_t kept_step(const task *t) { return MOST_OF_A_LINE + kept_classes(t->problem->n_classes); }
 
+/* From one staged row to the next: whole lines. */
+static int64_t staged_step(const task *t) {
+    enum { LINE = LINE_BYTES / sizeof(real) };
+    return (t->problem->n_classes + LINE - 1) / LINE * LINE;
+}
+
 static size_t rows_scratch_bytes(const task *t) {
     int64_t classes = t->problem->n_classes;
     size_t kept = t->problem->out.data ? kept_classes(classes) : 0, staged = rows_are_staged(t) ? 2 * STAGED_ROOM : 0;
     size_t reals = kept_step(t) * rows_kept(t) + kept / BLOCK_CLASSES + 1 + 3 * (BLOCK_CLASSES + GROUP) + staged;
-    return reals * sizeof(real) + 64;
+    return reals * sizeof(real) + 2 * LINE_BYTES;
 }
 
 /* Where rows are kept: of those that overlap the one, or the set, that does not leave. */
@@ -465,49 +487,42 @@ static row_scratch lay_out_rows(const task *t, const chunk_state *state, char *s
     w.q = w.x + BLOCK_CLASSES + GROUP;
     w.out = w.q + BLOCK_CLASSES + GROUP;
     w.shifts = w.out + BLOCK_CLASSES + GROUP;
-    w.staged = w.shifts + kept / BLOCK_CLASSES + 1;
+    char *end = (char *)(w.shifts + kept / BLOCK_CLASSES + 1);
+    w.staged = (real *)(end + -(uintptr_t)end % LINE_BYTES);
     if (rows_are_staged(t)) w.staged += state->filling * STAGED_ROOM;
     return w;
 }
 
-/* Lets the staged rows leave, which are the last before row end of the visit; the next gather in the other buffer. */
-static INLINE void flush_stage(const task *t, const rows *r, results *s, row_scratch *w, int64_t end,
-                               chunk_state *state, outgoing *o, fastce_dtype storage) {
-    const int64_t first = end - w->staged_rows, n_classes = t->problem->n_classes;
-    if (w->staged_rows == 0) return;
+/* Lets the staged rows of the visit leave; the next gather in the other buffer. */
+static INLINE void flush_stage(const task *t, const rows *r, results *s, row_scratch *w, chunk_state *state,
+                               outgoing *o, fastce_dtype storage) {
+    const int64_t n_classes = t->problem->n_classes, step = staged_step(t), count = r->count;
+    real *const factor = w->staged + STAGED_REALS + GROUP;
     gradients g;
-    if (t->problem->z_loss != 0) find_log_totals(s, first, end);
-    if (t->focal) find_slopes(t, s, first, end);
+    if (t->problem->z_loss != 0) find_log_totals(s, 0, count);
+    if (t->focal) find_slopes(t, s, 0, count);
     if (t->plain)
-        find_plain_gradients(t, r, s, first, end, &g);
+        find_plain_gradients(t, r, s, 0, count, &g);
     else if (!t->needs_max)
-        find_even_gradients(t, r, s, first, end, &g);
-    for (int64_t i = first; i < end; i++) {
-        real *e = w->staged + (i - first) * n_classes;
+        find_even_gradients(t, r, s, 0, count, &g);
+    for (int64_t i = 0; i < count; i++) {
+        real *e = w->staged + i * step;
+        factor[i] = 1;
         if (!w->scales[i]) continue;
         for (int64_t k = 0; k < n_classes && g.any_lowered; k++) e[k] *= g.lowered[i];
-        const real constant = t->plain ? NOTHING : g.constant[i];
-        const vec factors = v_set1(g.factor[i]), constants = v_set1(constant);
-        int64_t k = 0;
-        for (; k + LANES <= n_classes; k += LANES) v_store(e + k, v_fma(factors, v_load(e + k), constants));
-        for (; k < n_classes && t->plain; k++) e[k] *= g.factor[i];
-        if (k < n_classes)
-            v_store_first(e + k, v_fma(factors, v_load_first(e + k, n_classes - k, constants), constants),
-                          n_classes - k);
+        if (t->plain) { /* the label's is the factor times this, too */
+            factor[i] = g.factor[i];
+            e[r->label[i]] = -s->rest[i] * (g.any_lowered ? g.lowered[i] : 1);
+            continue;
+        }
+        const vec factors = v_set1(g.factor[i]), constants = v_set1(g.constant[i]);
+        for (int64_t k = 0; k < n_classes; k += LANES) v_store(e + k, v_fma(factors, v_load(e + k), constants));
         e[r->label[i]] = g.at_label[i];
     }
     finish_sending(o, storage);
-    *o = as_they_are(w->staged, r->out + row_of(r, first) * r->out_step, w->staged_rows * n_classes);
+    *o = rows_that_leave(w->staged, factor, r->out + row_of(r, 0) * r->out_step, count, n_classes, step);
     begin_sending(o, storage);
-    w->staged += state->filling ? -STAGED_ROOM : STAGED_ROOM;
-    w->staged_rows = 0;
     state->filling = !state->filling;
-}
-
-/* Stages row i of the visit: its exponentials will be kept in its place. */
-static INLINE void stage_row(const task *t, int64_t i, row_scratch *w) {
-    w->kept = w->staged + w->staged_rows++ * t->problem->n_classes;
-    w->scales[i] = false;
 }
 
 /* Sum of exp(x_k - x_label) over the other classes: no maximum needed, and the loss is its log1p, however small. Not
@@ -782,21 +797,31 @@ static INLINE void sum_short_rows(const task *t, const rows *r, const int64_t *a
                                   row_scratch *w, int64_t ahead, bool keep, outgoing *o, bool direct,
                                   fastce_dtype storage) {
     const int64_t n_classes = t->problem->n_classes, size = (count + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE * ROWS_AT_ONCE;
-    const ptrdiff_t bytes = LANES * storage_size(storage);
-    const bool packed = rows_are_packed(&t->problem->logits, r->logits_step, r, n_classes);
+    const ptrdiff_t bytes = LANES * storage_size(storage), step = r->logits_step;
+    const bool packed = rows_are_packed(&t->problem->logits, step, r, n_classes);
     g->ahead_step = packed ? ROWS_AT_ONCE * bytes : bytes;
     g->further = packed ? STREAM_FURTHER_BYTES : 0;
-    for (int64_t j = 0; j < size; j++) {
-        const int64_t i = at[j < count ? j : 0]; /* some row again, to fill up the last */
-        const char *row = r->logits + row_of(r, i) * r->logits_step;
-        g->label[j] = r->label[i];
-        g->p[j] = get_block(&t->problem->logits, row, 0, n_classes, direct, w->x + j % ROWS_AT_ONCE * SHORT_CLASSES).p;
-        if (!packed)
-            g->ahead[j] = r->logits + row_of(r, i + ahead < r->count ? i + ahead : r->count - 1) * r->logits_step;
-        else
-            g->ahead[j] = j % ROWS_AT_ONCE == 0 ? row + ROWS_AT_ONCE * r->logits_step + STREAM_AHEAD_BYTES
-                                                : g->ahead[j - 1] + bytes;
-        if (j >= count) g->kept[j] = g->kept[0];
+    if (packed && direct) {
+        const char *const base = r->logits + r->first * step, *const ahead_of = base + STREAM_AHEAD_BYTES;
+        for (int64_t j = 0; j < count; j++) g->p[j] = base + at[j] * step;
+        for (int64_t j = 0; j < size; j++)
+            g->ahead[j] =
+                ahead_of + (at[j / ROWS_AT_ONCE * ROWS_AT_ONCE] + ROWS_AT_ONCE) * step + j % ROWS_AT_ONCE * bytes;
+    } else {
+        for (int64_t j = 0; j < count; j++) {
+            const char *row = r->logits + row_of(r, at[j]) * step;
+            const int64_t next = at[j] + ahead < r->count ? at[j] + ahead : r->count - 1;
+            g->p[j] =
+                get_block(&t->problem->logits, row, 0, n_classes, direct, w->x + j % ROWS_AT_ONCE * SHORT_CLASSES).p;
+            g->ahead[j] = packed ? row + ROWS_AT_ONCE * step + STREAM_AHEAD_BYTES : r->logits + row_of(r, next) * step;
+        }
+    }
+    for (int64_t j = 0; j < count; j++) g->label[j] = r->label[at[j]];
+    for (int64_t j = count; j < size; j++) { /* some row again, to fill up the last */
+        g->p[j] = g->p[0];
+        g->label[j] = g->label[0];
+        g->kept[j] = g->kept[0];
+        if (!(packed && direct)) g->ahead[j] = g->ahead[0];
     }
     const bool spreads = t->even_q != 0;
 #ifdef REAL_HAS_HALVES
@@ -850,6 +875,43 @@ static INLINE void expect_row(const task *t, const rows *r, int64_t i) {
     __builtin_prefetch(out + size, 1);
 }
 
+/* Results of short rows from their sums; returns whether each label's logit can serve as maximum. */
+static INLINE bool take_sums(const short_rows *g, const int64_t *at, int64_t count, results *s) {
+    int64_t refused = 0;
+    for (int64_t j = 0; j < count; j++) {
+        const int64_t i = at[j];
+        s->label_logit[i] = g->shift[j];
+        s->rest[i] = (real)g->sum[j];
+        s->sound[i] = 1;
+        refused |= !(g->sum[j] <= LARGEST_SHIFTED_SUM) | !(g->shift[j] - g->shift[j] == 0);
+    }
+    return refused == 0;
+}
+
+/* Lists the next rows of the visit, up to `batch`, that are not ignored; of the others it settles what there is. Returns
+ * how many it lists, and steps over all. */
+static INLINE int64_t next_rows_of(const task *t, const rows *r, results *s, int64_t batch, int64_t *next,
+                                   row_scratch *w, int64_t *at) {
+    int64_t count = 0;
+    if (r->all_kept) {
+        count = r->count - *next < batch ? r->count - *next : batch;
+        for (int64_t j = 0; j < count; j++) at[j] = *next + j;
+        *next += count;
+        return count;
+    }
+    for (; *next < r->count && count < batch; ++*next) {
+        const int64_t i = *next;
+        if (r->weight[i] != 0) {
+            at[count++] = i;
+            continue;
+        }
+        s->sound[i] = s->max[i] = s->rest[i] = s->distance[i] = s->z[i] = 0, s->mass[i] = 0;
+        if (w->staged) w->kept = w->staged + i * staged_step(t);
+        if (t->problem->out.data) write_zeros(t, r, i, w);
+    }
+    return count;
+}
+
 static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, char *scratch, bool direct,
                                     fastce_dtype storage) {
     const fastce_problem *q = t->problem;
@@ -858,7 +920,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
     const bool strewn = !short_ones && (!r->consecutive || q->n_classes > BLOCK_CLASSES);
     row_scratch w = lay_out_rows(t, state, scratch);
     if (!rows_are_staged(t) || !rows_are_packed(&q->out, r->out_step, r, q->n_classes)) w.staged = NULL;
-    const int64_t row_bytes = q->n_classes * storage_size(storage);
+    const int64_t row_bytes = q->n_classes * storage_size(storage), stage_step = staged_step(t);
     const int64_t ahead = ROWS_AT_ONCE * ((AHEAD_BYTES + ROWS_AT_ONCE * row_bytes - 1) / (ROWS_AT_ONCE * row_bytes));
     const bool waits = short_ones && direct && (w.staged || !q->out.data);
     const int64_t batch = waits ? batch_of_short(q->n_classes) : short_ones ? ROWS_AT_ONCE : 1;
@@ -866,53 +928,37 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
     results s;
     bool plain = t->plain;
     for (int64_t i = r->count; i % GROUP != 0; i++) s.rest[i] = 0;
+    if (w.staged) memset(w.scales, 0, sizeof w.scales);
     for (int64_t next = 0; next < r->count;) {
-        int64_t at[BATCH_ROWS], count = 0;
+        int64_t at[BATCH_ROWS];
         short_rows g;
         const int filling = state->filling;
         const void *const leaving = o.from;
-        real *const kept = kept_rows(t, state, scratch);
-        if (w.staged && (w.staged_rows + 1) * q->n_classes > STAGED_REALS)
-            flush_stage(t, r, &s, &w, next, state, &o, storage);
-        for (; next < r->count && count < batch; next++) {
-            const int64_t i = next;
-            if (strewn) expect_row(t, r, i + (r->consecutive ? 1 : 3));
-            if (w.staged) {
-                if ((w.staged_rows + 1) * q->n_classes > STAGED_REALS) break;
-                stage_row(t, i, &w);
-            }
-            if (!r->all_kept && r->weight[i] == 0) {
-                s.sound[i] = s.max[i] = s.rest[i] = s.distance[i] = s.z[i] = 0, s.mass[i] = 0;
-                if (q->out.data) write_zeros(t, r, i, &w);
-                continue;
-            }
-            s.label_logit[i] = 0;
-            if (!short_ones && r->label[i] >= 0)
-                s.label_logit[i] =
-                    load_logit(t, r->logits + row_of(r, i) * r->logits_step, r->label[i], direct, storage);
-            if (short_ones) g.kept[count] = w.staged ? w.kept : kept + (size_t)count * kept_step(t);
-            at[count++] = i;
-        }
-        bool all_sound = false;
+        if (strewn) expect_row(t, r, next + (r->consecutive ? 1 : 3));
+        const int64_t count = next_rows_of(t, r, &s, batch, &next, &w, at);
+        bool settled = false;
         if (short_ones && count > 0) {
+            const real *const kept = kept_rows(t, state, scratch);
+            for (int64_t j = 0; j < count && keep; j++)
+                g.kept[j] = w.staged ? w.staged + at[j] * stage_step : (real *)kept + j * (int64_t)kept_step(t);
             sum_short_rows(t, r, at, count, &g, &w, ahead, keep, t->stream ? &o : NULL, direct, storage);
-            all_sound = t->plain && !q->out.data;
-            for (int64_t j = 0; j < count; j++) {
-                s.label_logit[at[j]] = g.shift[j];
-                s.rest[at[j]] = (real)g.sum[j];
-                s.sound[at[j]] = 1;
-                all_sound &= (g.sum[j] <= LARGEST_SHIFTED_SUM) & (g.shift[j] - g.shift[j] == 0);
-            }
+            settled = take_sums(&g, at, count, &s) && t->plain && waits;
+            for (int64_t j = 0; j < count && w.staged; j++) w.scales[at[j]] = settled;
         }
-        for (int64_t j = 0; j < count && !all_sound; j++) {
+        for (int64_t j = 0; j < count && !settled; j++) {
             const int64_t i = at[j];
-            const real shift = s.label_logit[i];
             double sum = INFINITY, spread = 0;
+            if (w.staged) w.kept = w.staged + i * stage_step;
+            if (!short_ones)
+                s.label_logit[i] = r->label[i] < 0 ? 0
+                                                   : load_logit(t, r->logits + row_of(r, i) * r->logits_step,
+                                                                r->label[i], direct, storage);
+            const real shift = s.label_logit[i];
             if (short_ones) {
                 sum = g.sum[j];
                 spread = t->even_q != 0 ? g.spread[j] : 0;
-                w.kept = g.kept[j];
                 if (keep) {
+                    w.kept = g.kept[j];
                     w.kept[r->label[i]] = 1;
                     w.shifts[0] = shift;
                 }
@@ -930,7 +976,7 @@ static INLINE int64_t visit_rows_as(const task *t, rows *r, chunk_state *state, 
     }
     for (int64_t i = 0; i < r->count && t->plain && !plain; i++) /* those before, or beside, one that was not */
         if (s.sound[i] != 0) set_shifted(t, r, &s, i, (double)s.rest[i], 0);
-    flush_stage(t, r, &s, &w, r->count, state, &o, storage);
+    if (w.staged) flush_stage(t, r, &s, &w, state, &o, storage);
     state->outgoing = o;
     finish(t, r, &s, plain, state);
     write_values(r, s.value);

@@ -1,13 +1,47 @@
 /* Labels, sample weights and gradient scales of a few rows, whatever their dtype and stride; the checks of every row.
  * A label is loaded once and used as checked: the array may change meanwhile. Among the kernels for their vectors. */
 
-static void load_labels(const fastce_array *a, const char *p, ptrdiff_t step, int64_t count, int64_t *label) {
-    if (a->dtype == FASTCE_I64 && !a->byte_swapped) {
-        for (int64_t i = 0; i < count; i++) memcpy(&label[i], p + i * step, 8);
-    } else if (a->dtype == FASTCE_I32 && !a->byte_swapped) {
-        for (int64_t i = 0; i < count; i++) label[i] = load_label(p + i * step, FASTCE_I32, false);
-    } else {
-        for (int64_t i = 0; i < count; i++) label[i] = load_label(p + i * step, a->dtype, a->byte_swapped);
+/* The type is a constant where this is inlined, and so is the step of neighbours: then it is at the pace of vectors. */
+static INLINE void load_labels_as(const char *p, ptrdiff_t step, int64_t count, int64_t *restrict label,
+                                  fastce_dtype dtype) {
+    const ptrdiff_t size = dtype_size(dtype);
+    if (step == size)
+        for (int64_t i = 0; i < count; i++) label[i] = load_label(p + i * size, dtype, false);
+    else
+        for (int64_t i = 0; i < count; i++) label[i] = load_label(p + i * step, dtype, false);
+}
+
+static __attribute__((noinline)) void load_labels(const fastce_array *a, const char *p, ptrdiff_t step, int64_t count,
+                                                  int64_t *label) {
+    if (a->byte_swapped) {
+        for (int64_t i = 0; i < count; i++) label[i] = load_label(p + i * step, a->dtype, true);
+        return;
+    }
+    switch (a->dtype) {
+    case FASTCE_I8:
+        load_labels_as(p, step, count, label, FASTCE_I8);
+        break;
+    case FASTCE_I16:
+        load_labels_as(p, step, count, label, FASTCE_I16);
+        break;
+    case FASTCE_I32:
+        load_labels_as(p, step, count, label, FASTCE_I32);
+        break;
+    case FASTCE_I64:
+        load_labels_as(p, step, count, label, FASTCE_I64);
+        break;
+    case FASTCE_U8:
+        load_labels_as(p, step, count, label, FASTCE_U8);
+        break;
+    case FASTCE_U16:
+        load_labels_as(p, step, count, label, FASTCE_U16);
+        break;
+    case FASTCE_U32:
+        load_labels_as(p, step, count, label, FASTCE_U32);
+        break;
+    default:
+        load_labels_as(p, step, count, label, FASTCE_U64);
+        break;
     }
 }
 
