@@ -327,16 +327,17 @@ class Vectors(NamedTuple):
 
     def load(self, first: Value, count: int, live: Value | None, fill: float) -> list[Value]:
         """Return some, or their ``live`` first elements with the others filled in."""
-        return [self.memory.load(self.at(first + i), self._live(live, i), fill) for i in range(count)]
+        return [self.memory.load(self.at(first + i), self._live(live, i, count), fill) for i in range(count)]
 
     def store(self, first: Value, values: list[Value], live: Value | None, *, past_caches: bool = False) -> None:
         """Write some, or their ``live`` first elements."""
         for i, value in enumerate(values):
             past = past_caches and live is None
-            self.memory.store(self.at(first + i), value, self._live(live, i), past_caches=past)
+            self.memory.store(self.at(first + i), value, self._live(live, i, len(values)), past_caches=past)
 
-    def _live(self, live: Value | None, index: int) -> Value | None:
-        return None if live is None else live - index * self.memory.lanes
+    def _live(self, live: Value | None, index: int, count: int) -> Value | None:
+        """Return how much of a vector is there, None for all: of four, the first two are whole (`each`)."""
+        return None if live is None or index < count - 2 else live - index * self.memory.lanes
 
     def prefetch(self, first: Value, count: int, beyond: Value | int | None = None) -> None:
         """Ask for the same vectors of what follows these classes: the next block, or the next row."""
