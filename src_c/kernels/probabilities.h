@@ -351,7 +351,7 @@ static void sum_few(const real *cost, int64_t classes, int64_t n, double *sum) {
 
 /* The same of more classes: what is left of each few vectors of ROWS_AT_ONCE rows is added up together. */
 static void sum_several(const real *cost, int64_t classes, int64_t n, double *sum) {
-    const int64_t flush_reals = VECTORS_A_FLUSH * LANES, flushes = (classes + flush_reals - 1) / flush_reals;
+    const int64_t flush_reals = VECTORS_A_CHAIN * LANES, flushes = (classes + flush_reals - 1) / flush_reals;
     real pending[PENDING_REALS];
     for (int64_t i = 0; i < n; i += ROWS_AT_ONCE) {
         double totals[ROWS_AT_ONCE];
@@ -359,8 +359,8 @@ static void sum_several(const real *cost, int64_t classes, int64_t n, double *su
             for (int j = 0; j < ROWS_AT_ONCE; j++) {
                 const int64_t row = i + j < n ? i + j : n - 1, first = f * flush_reals, left = classes - first;
                 const real *p = cost + row * classes + first;
-                vec a[VECTORS_A_FLUSH];
-                for (int k = 0; k < VECTORS_A_FLUSH; k++) a[k] = load_reals(p + k * LANES, left - k * LANES, 0);
+                vec a[VECTORS_A_CHAIN];
+                for (int k = 0; k < VECTORS_A_CHAIN; k++) a[k] = load_reals(p + k * LANES, left - k * LANES, 0);
                 v_store(pending + (f * ROWS_AT_ONCE + j) * LANES, four_in_one(a));
             }
         }
@@ -368,7 +368,7 @@ static void sum_several(const real *cost, int64_t classes, int64_t n, double *su
         for (int j = 0; j < ROWS_AT_ONCE && i + j < n; j++) sum[i + j] = totals[j];
     }
 }
-_Static_assert(SEVERAL_CLASSES *ROWS_AT_ONCE / VECTORS_A_FLUSH <= PENDING_REALS && VECTORS_A_FLUSH == 4,
+_Static_assert(SEVERAL_CLASSES *ROWS_AT_ONCE / VECTORS_A_CHAIN <= PENDING_REALS && VECTORS_A_CHAIN == 4,
                "what is pending of rows fits");
 
 static INLINE void sum_rows(const real *cost, int64_t classes, int64_t n, double *sum) {

@@ -388,7 +388,7 @@ static INLINE void pass_short_maxima(short_set *s, int64_t n, bool about_label, 
 static INLINE void pass_short_sums(short_set *s, int64_t n, bool spreads, ptrdiff_t ahead, fastce_dtype storage) {
     const ptrdiff_t size = storage_size(storage);
     const vec lowest = v_set1(EXP_LOWEST), zero = v_set1(0);
-    const int64_t flush_classes = VECTORS_A_FLUSH * LANES, flushes = (n + flush_classes - 1) / flush_classes;
+    const int64_t flush_classes = VECTORS_A_CHAIN * LANES, flushes = (n + flush_classes - 1) / flush_classes;
     real pending[PENDING_REALS], pending_spread[PENDING_REALS];
     vec shift[ROWS_AT_ONCE];
     const real *limit_of[ROWS_AT_ONCE];
