@@ -13,8 +13,10 @@ import mpmath
 
 from accuracy.table import Figure
 
-NAMES = ("exp", "log1p", "log1p_of_fraction", "log", "tanh", "sech_squared", "power")
-OF_NUMBA = tuple(name for name in NAMES if name != "log1p_of_fraction")
+OF_C = ("log1p_of_fraction", "log_of_many", "log1p_of_many", "log1m_of_many")
+"""What the C core alone has."""
+NAMES = ("exp", "log1p", OF_C[0], "log", *OF_C[1:], "tanh", "sech_squared", "power")
+OF_NUMBA = tuple(name for name in NAMES if name not in OF_C)
 ROOT = Path(__file__).resolve().parent.parent
 SWEPT_EXPONENT = 2.3
 """Of power, as in sweep.h and sweep_numba.py."""
@@ -118,7 +120,9 @@ def _exact(function: str, x: Any) -> Any:
         return x ** mpmath.mpf(SWEPT_EXPONENT)
     if function == "sech_squared":
         return mpmath.sech(x) ** 2
-    return getattr(mpmath, function.removesuffix("_of_fraction"))(x)
+    if function == "log1m_of_many":
+        return mpmath.log1p(-x)
+    return getattr(mpmath, function.removesuffix("_of_fraction").removesuffix("_of_many"))(x)
 
 
 def error_in_ulp(function: str, dtype: str, argument: float, value: float) -> float:

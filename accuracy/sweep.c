@@ -1,6 +1,6 @@
 /* The largest error of the kernels' functions, in units in the last place, with its argument.
  *
- *     sweep EVERY exp|log1p|log1p_of_fraction|log|tanh|sech_squared|power
+ *     sweep EVERY FUNCTION
  *
  * float32: every EVERY-th number of the whole range, against the C library's functions in double; 1 leaves none out.
  * float64: a sample, the smaller the larger EVERY, against those in long double. For both also the neighbours of the
@@ -23,7 +23,8 @@ typedef struct arithmetic {
 
 static const arithmetic f32 = {"float32", 4, 23, -126}, f64 = {"float64", 8, 52, -1022};
 
-static const char *const function_names[FUNCTIONS] = {"exp",          "log1p", "log1p_of_fraction", "log", "tanh",
+static const char *const function_names[FUNCTIONS] = {"exp",          "log1p",         "log1p_of_fraction", "log",
+                                                      "log_of_many",  "log1p_of_many", "log1m_of_many",     "tanh",
                                                       "sech_squared", "power"};
 
 /* A result above 0 and below this may be lost: the smallest normal number, or the like of 4 times an exponential. */
@@ -54,7 +55,8 @@ typedef struct sweep {
 static long double exact_of(const sweep *s, double x) {
     const bool narrow = s->type == &f32;
     if (s->function == EXP) return narrow ? exp(x) : expl(x);
-    if (s->function == LOG) return narrow ? log(x) : logl(x);
+    if (s->function == LOG || s->function == LOG_OF_MANY) return narrow ? log(x) : logl(x);
+    if (s->function == LOG1M_OF_MANY) return narrow ? log1p(-x) : log1pl(-(long double)x);
     if (s->function == TANH) return narrow ? tanh(x) : tanhl(x);
     if (s->function == POWER) return narrow ? pow(x, SWEPT_EXPONENT) : powl(x, (long double)SWEPT_EXPONENT);
     if (s->function == SECH_SQUARED && narrow) return 1 / (cosh(x) * cosh(x));
@@ -270,10 +272,12 @@ static void report(const arithmetic *t, int function, int64_t every) {
     const functions *any = t == &f32 ? of_f32[0] : of_f64[0];
     sweep s = {.type = t, .function = function};
     const double largest = t == &f32 ? FLT_MAX : DBL_MAX, below_normal = t == &f32 ? 0x1.fffffcp-127 : 0x1p-1022;
+    const double below_one = t == &f32 ? 0x1.fffffep-1 : 0x1.fffffffffffffp-1;
     s.lowest = function == EXP ? -INFINITY : function == LOG1P ? -1 : function == POWER ? below_normal : 0;
     s.highest = function == EXP                                      ? any->exp_highest
-                : function == LOG1P                                  ? any->log1p_highest
+                : function == LOG1P || function == LOG1P_OF_MANY     ? any->log1p_highest
                 : function == LOG1P_OF_FRACTION || function == POWER ? 1
+                : function == LOG1M_OF_MANY                          ? below_one
                                                                      : largest;
     for (int isa = 0; isa < ISAS; isa++) s.worst[isa].error = -1;
     if (t == &f32) try_in_order(&s, every);
@@ -294,6 +298,8 @@ int main(int count, char **arguments) {
         report(&f64, function, every);
         return EXIT_SUCCESS;
     }
-    return fprintf(stderr, "usage: %s EVERY exp|log1p|log1p_of_fraction|log|tanh|sech_squared|power\n", arguments[0]),
-           EXIT_FAILURE;
+    fprintf(stderr, "usage: %s EVERY FUNCTION, of", arguments[0]);
+    for (int function = 0; function < FUNCTIONS; function++) fprintf(stderr, " %s", function_names[function]);
+    fprintf(stderr, "\n");
+    return EXIT_FAILURE;
 }

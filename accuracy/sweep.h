@@ -4,7 +4,19 @@
 
 #include <stdint.h>
 
-enum { EXP, LOG1P, LOG1P_OF_FRACTION, LOG, TANH, SECH_SQUARED, POWER, FUNCTIONS };
+enum {
+    EXP,
+    LOG1P,
+    LOG1P_OF_FRACTION,
+    LOG,
+    LOG_OF_MANY,
+    LOG1P_OF_MANY,
+    LOG1M_OF_MANY,
+    TANH,
+    SECH_SQUARED,
+    POWER,
+    FUNCTIONS
+};
 
 /* Of POWER: a number that float32 does not hold. */
 #define SWEPT_EXPONENT 2.3

@@ -38,11 +38,14 @@ OVER_ARRAYS(exp_of_array, exp_vectors)
 OVER_ARRAYS(log1p_of_array, log1p_vectors)
 OVER_ARRAYS(log1p_of_fractions, log1p_of_fraction)
 OVER_ARRAYS(log_of_array, log_vectors)
+OVER_ARRAYS(logs_of_many, log_of_many)
+OVER_ARRAYS(log1ps_of_many, log1p_of_many)
+OVER_ARRAYS(log1ms_of_many, log1m_of_many)
 OVER_ARRAYS(tanh_of_array, tanh_vectors)
 OVER_ARRAYS(sech_squared_of_array, sech_squared_vectors)
 OVER_ARRAYS(power_of_array, swept_power_vectors)
 
-const functions SWEPT = {{exp_of_array, log1p_of_array, log1p_of_fractions, log_of_array, tanh_of_array,
-                          sech_squared_of_array, power_of_array},
+const functions SWEPT = {{exp_of_array, log1p_of_array, log1p_of_fractions, log_of_array, logs_of_many, log1ps_of_many,
+                          log1ms_of_many, tanh_of_array, sech_squared_of_array, power_of_array},
                          EXP_HIGHEST,
                          LARGEST_SHIFTED_SUM};

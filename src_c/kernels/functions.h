@@ -172,8 +172,8 @@ static INLINE void log_vectors(vec *x, int count) {
     }
 }
 
-/* log(x) again, log(1 + x) for x >= 0 of any size, and log(1 - x) for 0 <= x <= 1; what is not finite, or below what is said
- * here, makes them infinite or NaN. For sums over many of them: error below 1.6 ULP, relative. */
+/* log(x) again, log(1 + x) for 0 <= x <= LARGEST_SHIFTED_SUM, and log(1 - x) for 0 <= x <= 1; what is not finite, or not as is
+ * said here, makes them infinite or NaN. For sums over many of them: error below 1.6 ULP, relative. */
 #if defined(LOG_PARTS)
 /* log(2^e / c (1 + r)), r small, from r, e and what has the step of c: e log(2) - log(c) + r + r^2 P(r). Where e is 0 in the
  * first step, or -1 in the last, all but r is 0. */
