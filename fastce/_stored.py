@@ -34,8 +34,9 @@ class StoredLogits:
     Notes
     -----
     ``logits[index]`` and `read` take integers, slices and an ellipsis, and return a NumPy array: a read-only view of
-    the file for ``.npy`` and ``.safetensors``, a decoded copy for Zarr, Parquet and Arrow, which are decoded some
-    rows at a time, the next ones while you compute. Any number of threads may read.
+    the file for ``.npy``, ``.safetensors`` and Arrow, and for Zarr within a chunk, where these are not compressed; else
+    a copy. Parquet, and what is compressed, is decoded some rows at a time, the next ones while you compute. Any number
+    of threads may read.
 
     NumPy cannot turn it into an array by itself (``numpy.asarray(logits)`` is a TypeError), since that would read all
     of it, unnoticed; ``logits[...]`` does that where it is meant.
@@ -204,10 +205,10 @@ def open_logits(
 
     Notes
     -----
-    Memory stays bounded whatever the size of the array, as long as it is read in pieces. ``.npy`` and
-    ``.safetensors`` are mapped, and what is read of them is in the system's page cache alone. The others are decoded
-    up to 16 MiB at a time: chunks of Zarr that hold few rows and all classes suit that best. A file must not be
-    shortened while it is mapped: that ends the process (SIGBUS), as with any map.
+    Memory stays bounded whatever the size of the array, as long as it is read in pieces. What is
+    mapped is in the system's page cache alone. What has to be decoded is, 4 to 8 MiB at a time: chunks of Zarr that
+    hold few rows and all classes suit that best. A file must not be shortened while it is mapped: that ends the process
+    (SIGBUS), as with any map.
 
     See ``docs/files.md``.
 
