@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib.util
+import io
 import json
 import os
 import re
@@ -108,12 +109,13 @@ def zarr_of_shards(x: Array) -> str:
     return zarr_as_it_is(x, 3, (10, 10), shards=(50, 40))
 
 
-def zarr_group(x: Array) -> str:
+def zarr_group(x: Array, compressors: Any = "auto") -> str:
     import zarr
 
     group = zarr.open_group("run", mode="w")
     for name, rows in (("eval/logits", x), ("eval/labels", np.zeros(3))):
-        group.create_array(name, shape=rows.shape, chunks=rows.shape, dtype=rows.dtype)[...] = rows
+        options = {"shape": rows.shape, "chunks": rows.shape, "dtype": rows.dtype, "compressors": compressors}
+        group.create_array(name, **options)[...] = rows
     return "run:eval/logits"
 
 
@@ -175,6 +177,7 @@ FORMATS: dict[str, Any] = {
     "Zarr of other bytes": (zarr_of_other_bytes, "zarr"),
     "Zarr of shards": (zarr_of_shards, "zarr"),
     "Zarr, in a group": (zarr_group, "zarr"),
+    "Zarr, in a group, as it is": (zarr_group, "zarr", None),
     "Zarr, by its folder": (zarr_in_a_group, "zarr"),
     "Parquet, lists": (parquet, "pyarrow", "lists"),
     "Parquet, lists of one size": (parquet, "pyarrow", "fixed"),
@@ -464,6 +467,19 @@ def test_chunks_that_are_not_there(x: Array) -> None:
     for rows in (slice(5, 9), slice(50, 150)):
         with pytest.raises(ValueError, match=r"x\.zarr: .*0\.0: .* expected a chunk of \d+ bytes, got 99"):
             logits[rows]
+
+
+@needs("zarr")
+def test_reads_that_give_less(x: Array, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As reads of more than 2 GiB do."""
+
+    class Short(io.FileIO):
+        def readinto(self, buffer: Any) -> int | None:
+            return super().readinto(memoryview(buffer)[:1000])
+
+    logits = fastce.open_logits(zarr_as_it_is(x, 3, (100, C)))
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Short(path))
+    np.testing.assert_array_equal(logits[50:350], x[50:350])
 
 
 @needs("zarr")

@@ -132,7 +132,7 @@ class Job:
 
     @property
     def _in_order(self) -> bool:
-        """Tell whether blocks are best read one after the other, by one thread."""
+        """Tell whether blocks are best read one after the other: each is a task of its own then."""
         return self.logits.in_order or self.target.in_order
 
     def _tasks(self, first_row: int) -> Iterator[list[Block]]:

@@ -7,7 +7,6 @@ other tables are read forwards in batches of rows, ahead of who wants them.
 
 from __future__ import annotations
 
-import bisect
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,17 +20,15 @@ import numpy as np
 
 from fastce._files.sources import (
     MAP_BYTES,
-    Decoded,
+    ByRows,
     FileError,
-    Index,
+    Held,
     Slabs,
     Source,
     fingerprint,
-    from_bits,
-    rows_of,
+    parts_of,
     shown,
     size_of,
-    widened,
 )
 from fastce._problem import Array
 
@@ -128,6 +125,10 @@ class _Table:
         first, last = self.columns[0], self.columns[-1]
         return f" (column {first!r})" if len(self.columns) == 1 else f" (columns {first!r} ... {last!r})"
 
+    def held(self, n_rows: int) -> Held:
+        """Describe the array that the rows of the table are."""
+        return Held(self.path, self.what, (self.path,), (n_rows, *self.row), self.dtype, self.bfloat16)
+
     def convert(self, batch: Any, first: int) -> Array:
         """Return the array in a batch of rows, a view of it where that is possible; `first` is its first row."""
         row = self.row if self.is_list else ()
@@ -169,59 +170,36 @@ def _ahead(
     """Return an array that is decoded ahead of who reads it."""
     rows = max(1, BATCH_BYTES // max(1, table.dtype.itemsize * (table.row[0] if table.row else 1)))
     forwards = _Forwards(table.path, n_rows, lambda start: batches(table.columns, start, rows), table.convert)
-    shape = (n_rows, *table.row)
-    return Slabs(
-        Decoded(table.path, table.what, (table.path,), shape, table.dtype, forwards.load, batch_rows, table.bfloat16)
-    )
+    return Slabs(table.held(n_rows), forwards.load, batch_rows)
 
 
-class _Batches:
+class _Batches(ByRows):
     """An array in the batches of an Arrow file as it is: pieces are views of the file where they lie in one batch."""
 
-    by_rows = True
     in_order = False
 
     def __init__(self, table: _Table, sizes: list[int], open_file: Callable[[], Any]) -> None:
+        super().__init__(table.held(sum(sizes)))
         self._table = table
         self._ends = list(accumulate(sizes))
         self._open_file = open_file
-        self.name = f"{table.path}{table.what}"
-        self.files = (table.path,)
-        self.shape = (self._ends[-1], *table.row)
-        self.dtype = widened() if table.bfloat16 else table.dtype
-        self.stored = "bfloat16" if table.bfloat16 else table.dtype.name
-        self.itemsize = table.dtype.itemsize
-        self.key = (table.what, self.dtype.str, self.shape)
         self._was = fingerprint(table.path)
         self._lock = threading.Lock()
         self._reader: Any = None
         self._left = 0
         self._last: tuple[int, Any] = (-1, None)
 
-    def read(self, index: Index) -> Array:
-        start, stop, rest = rows_of(index, self.shape)
-        pieces = []
-        k = bisect.bisect_right(self._ends, start)
-        at = start
-        while at < stop:
-            begin, end = self._ends[k] - self._size(k), min(stop, self._ends[k])
-            if at < end:
-                batch = self._batch(k).slice(at - begin, end - at)
-                pieces.append(_tried(self._table.path, partial(self._table.convert, batch, at)))
-            at = max(at, end)
-            k += 1
-        if not pieces:
-            pieces.append(np.empty((0, *self.shape[1:]), self._table.dtype))
-        rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        piece: Array = np.asarray(rows[rest])
-        return from_bits(piece) if self._table.bfloat16 else piece
+    def _rows(self, start: int, stop: int) -> Array:
+        pieces, at = [], start
+        for k, first, last in parts_of(self._ends, start, stop):
+            batch = self._batch(k).slice(first, last - first)
+            pieces.append(_tried(self._table.path, partial(self._table.convert, batch, at)))
+            at += last - first
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def release(self) -> None:
         with self._lock:
             self._reader, self._last = None, (-1, None)
-
-    def _size(self, k: int) -> int:
-        return self._ends[k] - (self._ends[k - 1] if k else 0)
 
     def _batch(self, k: int) -> Any:
         """Return a batch, of a new map of the file from time to time: page tables are kept as long as a map is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastce._files.sources import FileError, Index, Source, rows_of, shown
+from fastce._files.sources import FileError, Index, Source, parts_of, rows_of, shown
 from fastce._problem import Array
 
 KEPT = 4
@@ -71,15 +70,9 @@ class Parts:
     def read(self, index: Index) -> Array:
         start, stop, rest = rows_of(index, self.shape)
         pieces = []
-        k = bisect.bisect_right(self._ends, start)
-        while start < stop:
-            begin = self._ends[k - 1] if k else 0
-            end = min(stop, self._ends[k])
-            if start < end:
-                self._use(k)
-                pieces.append(self._parts[k].read((slice(start - begin, end - begin),)))
-            start = max(start, end)
-            k += 1
+        for k, first, last in parts_of(self._ends, start, stop):
+            self._use(k)
+            pieces.append(self._parts[k].read((slice(first, last),)))
         if not pieces:
             pieces.append(np.empty((0, *self.shape[1:]), self.dtype))
         rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)

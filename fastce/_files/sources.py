@@ -7,13 +7,14 @@ holds the whole, whatever its size: of a map its page tables are bounded too.
 
 from __future__ import annotations
 
+import bisect
 import math
 import operator
 import stat
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,8 +220,8 @@ def _references(items: Sequence[object]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """What a format that has to be decoded says of itself to `Slabs`."""
+class Held:
+    """What an array that is read by rows says of itself."""
 
     path: Path
     what: str
@@ -228,63 +229,66 @@ class Decoded:
     files: tuple[Path, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    load: Callable[[int, Array], None]
-    """Fill an array with the rows from one number on; called by one thread at a time."""
-    chunk_rows: int = 1
-    """Rows that are decoded together anyway."""
     bfloat16: bool = False
 
 
-class Slabs:
-    """An array that is decoded some rows at a time, ahead of a caller who reads one row after the other."""
+class ByRows:
+    """A source whose pieces are cut from runs of rows: all but how a run is read."""
 
     by_rows = True
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+        self.name = f"{held.path}{held.what}"
+        self.files, self.shape = held.files, held.shape
+        self.dtype = widened() if held.bfloat16 else held.dtype
+        self.stored = "bfloat16" if held.bfloat16 else held.dtype.name
+        self.itemsize = held.dtype.itemsize
+        self.key = (held.what, self.dtype.str, self.shape)
+
+    def read(self, index: Index) -> Array:
+        start, stop, rest = rows_of(index, self.shape)
+        rows = self._rows(start, stop) if start < stop else np.empty((0, *self.shape[1:]), self._held.dtype)
+        piece: Array = np.asarray(rows[rest])
+        return from_bits(piece) if self._held.bfloat16 else piece
+
+    def _rows(self, start: int, stop: int) -> Array:
+        """Return the rows from one number to before a larger one, as they are stored."""
+        raise NotImplementedError
+
+
+class Slabs(ByRows):
+    """An array that is decoded some rows at a time, ahead of a caller who reads one row after the other.
+
+    `load` fills an array with the rows from one number on, and is called by one thread at a time; `chunk_rows` are
+    decoded together anyway.
+    """
+
     in_order = True
 
-    def __init__(self, decoded: Decoded) -> None:
-        self._of = decoded
-        self.name = f"{decoded.path}{decoded.what}"
-        self.files, self.shape = decoded.files, decoded.shape
-        self._rows = 0
+    def __init__(self, held: Held, load: Callable[[int, Array], None], chunk_rows: int = 1) -> None:
+        super().__init__(held)
+        self._load_rows = load
+        self._chunk_rows = chunk_rows
+        self._slab_rows = 0
         self._lock = threading.Lock()
         self._thread: ThreadPoolExecutor | None = None
         self._slabs: OrderedDict[int, Future[Array]] = OrderedDict()
         self._buffers = Buffers()
         self._last = -1
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        return (self._of.what, self.dtype.str, self.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return widened() if self._of.bfloat16 else self._of.dtype
-
-    @property
-    def stored(self) -> str:
-        return "bfloat16" if self._of.bfloat16 else self._of.dtype.name
-
-    @property
-    def itemsize(self) -> int:
-        return self._of.dtype.itemsize
-
-    def read(self, index: Index) -> Array:
-        start, stop, rest = rows_of(index, self.shape)
-        if start >= stop:
-            rows = np.empty((0, *self.shape[1:]), self._of.dtype)
-        else:
-            with self._lock:
-                if self._rows == 0:
-                    self._rows = slab_rows(self._row_bytes, self._of.chunk_rows, stop - start)
-            numbers = range(start // self._rows, (stop - 1) // self._rows + 1)
-            pieces = []
-            for k in numbers:
-                first = k * self._rows
-                slab = self._slab(k).result()
-                pieces.append(slab[max(start - first, 0) : stop - first])
-            rows = pieces[0] if len(pieces) == 1 else self._joined(pieces)
-        piece: Array = np.asarray(rows[rest])
-        return from_bits(piece) if self._of.bfloat16 else piece
+    def _rows(self, start: int, stop: int) -> Array:
+        with self._lock:
+            if self._slab_rows == 0:
+                row_bytes = math.prod(self.shape[1:]) * self.itemsize
+                self._slab_rows = slab_rows(row_bytes, self._chunk_rows, stop - start)
+        pieces = []
+        for k in range(start // self._slab_rows, (stop - 1) // self._slab_rows + 1):
+            first = k * self._slab_rows
+            pieces.append(self._slab(k).result()[max(start - first, 0) : stop - first])
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces, out=self._buffers.take((stop - start, *self.shape[1:]), self._held.dtype))
 
     def release(self) -> None:
         with self._lock:
@@ -292,20 +296,12 @@ class Slabs:
             self._buffers.clear()
             self._last = -1
 
-    def _joined(self, pieces: list[Array]) -> Array:
-        rows = sum(map(len, pieces))
-        return np.concatenate(pieces, out=self._buffers.take((rows, *self.shape[1:]), self._of.dtype))
-
-    @property
-    def _row_bytes(self) -> int:
-        return math.prod(self.shape[1:]) * self._of.dtype.itemsize
-
     def _slab(self, k: int) -> Future[Array]:
         with self._lock:
             if self._thread is None:
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="fastce-read")
             found = self._start(k)
-            if k == self._last + 1 and (k + 1) * self._rows < self.shape[0]:
+            if k == self._last + 1 and (k + 1) * self._slab_rows < self.shape[0]:
                 self._start(k + 1)
             self._last = max(k, self._last) if k >= self._last - 1 else k
             return found
@@ -320,10 +316,10 @@ class Slabs:
         return future
 
     def _load(self, k: int) -> Array:
-        first = k * self._rows
-        rows = min(self._rows, self.shape[0] - first)
-        slab = self._buffers.take((rows, *self.shape[1:]), self._of.dtype)
-        self._of.load(first, slab)
+        first = k * self._slab_rows
+        rows = min(self._slab_rows, self.shape[0] - first)
+        slab = self._buffers.take((rows, *self.shape[1:]), self._held.dtype)
+        self._load_rows(first, slab)
         slab.flags.writeable = False
         return slab
 
@@ -359,6 +355,17 @@ def rows_of(index: Index, shape: tuple[int, ...]) -> tuple[int, int, Index]:
         raise IndexError(f"row {i} is out of range for {shape[0]} rows")
     i %= shape[0]
     return i, i + 1, (0, *index[1:])
+
+
+def parts_of(ends: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Cut a run of rows where parts end: yield the number of each part that has some, and which of its own rows."""
+    k = bisect.bisect_right(ends, start)
+    while start < stop:
+        begin, end = ends[k - 1] if k else 0, min(stop, ends[k])
+        if start < end:
+            yield k, start - begin, end - begin
+        start = max(start, end)
+        k += 1
 
 
 # --- what readers share -----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,18 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastce._files.parts import joined
-from fastce._files.sources import (
-    ZARR_METADATA,
-    Buffers,
-    Decoded,
-    FileError,
-    Index,
-    Slabs,
-    Source,
-    from_bits,
-    rows_of,
-    widened,
-)
+from fastce._files.sources import ZARR_METADATA, Buffers, ByRows, FileError, Held, Slabs, Source
 from fastce._problem import Array
 
 
@@ -94,10 +84,12 @@ def _array(path: Path, what: str, array: Any, bfloat16: bool) -> Source:
     folder = path / array.path
     files = tuple(folder / name for name in ZARR_METADATA if (folder / name).is_file())
     shape = tuple(int(n) for n in array.shape)
-    decoded = Decoded(path, what, files, shape, dtype, load, int(array.chunks[0]), bfloat16)
+    held = Held(path, what, files, shape, dtype, bfloat16)
     chunks = tuple(int(n) for n in array.chunks)
-    raw = _raw_chunks(array)
-    return Slabs(decoded) if raw is None else _Chunks(decoded, chunks, folder, raw, array.fill_value)
+    name_of = _raw_chunks(array)
+    if name_of is None:
+        return Slabs(held, load, chunks[0])
+    return _Chunks(held, chunks, lambda at: folder / name_of(at), array.fill_value)
 
 
 def _raw_chunks(array: Any) -> Callable[[tuple[int, ...]], str] | None:
@@ -109,59 +101,42 @@ def _raw_chunks(array: Any) -> Callable[[tuple[int, ...]], str] | None:
         else:
             endian = getattr(array.serializer, "endian", None)
             encoded = encoded or type(array.serializer).__name__ != "BytesCodec"
-            encoded = encoded or (array.dtype.itemsize > 1 and getattr(endian, "value", endian) != "little")
+            encoded = encoded or (array.dtype.itemsize > 1 and getattr(endian, "value", endian) != sys.byteorder)
         name: Callable[[tuple[int, ...]], str] = array.metadata.encode_chunk_key
     except AttributeError:  # another version of the package: it still decodes
         return None
     return None if encoded else name
 
 
-class _Chunks:
+class _Chunks(ByRows):
     """An array in chunks that are files of numbers: pieces are views of one where they lie in one, or put together."""
 
-    by_rows = True
     in_order = False
 
     def __init__(
-        self,
-        decoded: Decoded,
-        chunks: tuple[int, ...],
-        folder: Path,
-        name_of: Callable[[tuple[int, ...]], str],
-        fill_value: Any,
+        self, held: Held, chunks: tuple[int, ...], file_of: Callable[[tuple[int, ...]], Path], fill_value: Any
     ) -> None:
-        self._of = decoded
+        super().__init__(held)
         self._chunks = chunks
-        self._folder = folder
-        self._name_of = name_of
+        self._file_of = file_of
+        self._fill_value = np.asarray(0 if fill_value is None else fill_value, held.dtype)
         self._buffers = Buffers()
-        self._fill_value = np.asarray(0 if fill_value is None else fill_value, decoded.dtype)
-        self.name = f"{decoded.path}{decoded.what}"
-        self.files, self.shape = decoded.files, decoded.shape
-        self.dtype = widened() if decoded.bfloat16 else decoded.dtype
-        self.stored = "bfloat16" if decoded.bfloat16 else decoded.dtype.name
-        self.itemsize = decoded.dtype.itemsize
-        self.key = (decoded.what, self.dtype.str, self.shape)
 
-    def read(self, index: Index) -> Array:
-        start, stop, rest = rows_of(index, self.shape)
+    def _rows(self, start: int, stop: int) -> Array:
         size, across = self._chunks[0], self._chunks[1:]
-        numbers = range(start // size, -(-stop // size)) if start < stop else range(0)
+        numbers = range(start // size, (stop - 1) // size + 1)
         grid = [range(-(-n // step)) for n, step in zip(self.shape[1:], across, strict=True)]
         if len(numbers) == 1 and all(len(part) == 1 for part in grid):
             chunk = self._chunk((numbers[0], *(0 for _ in across)))
-            rows = chunk[start - numbers[0] * size : stop - numbers[0] * size]
-            inside = (slice(None), *map(slice, self.shape[1:]))
-            rows = rows[inside]
-        else:
-            rows = self._buffers.take((stop - start, *self.shape[1:]), self._of.dtype)
-            for at in itertools.product(numbers, *grid):
-                first, last = max(start, at[0] * size), min(stop, (at[0] + 1) * size)
-                places = (slice(i * n, (i + 1) * n) for i, n in zip(at[1:], across, strict=True))
-                place = (slice(first - start, last - start), *places)
-                self._copy(at, first - at[0] * size, rows[place])
-        piece: Array = np.asarray(rows[rest])
-        return from_bits(piece) if self._of.bfloat16 else piece
+            inside = (slice(start - numbers[0] * size, stop - numbers[0] * size), *map(slice, self.shape[1:]))
+            return chunk[inside]
+        rows = self._buffers.take((stop - start, *self.shape[1:]), self._held.dtype)
+        for at in itertools.product(numbers, *grid):
+            first, last = max(start, at[0] * size), min(stop, (at[0] + 1) * size)
+            places = (slice(i * n, (i + 1) * n) for i, n in zip(at[1:], across, strict=True))
+            place = (slice(first - start, last - start), *places)
+            self._copy(at, first - at[0] * size, rows[place])
+        return rows
 
     def release(self) -> None:
         self._buffers.clear()
@@ -171,7 +146,7 @@ class _Chunks:
         with self._opened(at) as file:
             if file is None:
                 return np.broadcast_to(self._fill_value, self._chunks)
-            return np.memmap(file, self._of.dtype, "r", 0, self._chunks).view(np.ndarray)
+            return np.memmap(file, self._held.dtype, "r", 0, self._chunks).view(np.ndarray)
 
     def _copy(self, at: tuple[int, ...], first: int, to: Array) -> None:
         """Fill an array with the elements of a chunk from one of its rows on."""
@@ -185,13 +160,17 @@ class _Chunks:
                 to[...] = self._fill_value
                 return
             file.seek(first * (to.nbytes // len(to)))
-            if file.readinto(to.reshape(-1).view(np.uint8).data) != to.nbytes:
-                raise FileError(f"{self.name}: {file.name}: was changed while it was being read")
+            left = to.reshape(-1).view(np.uint8).data
+            while left:  # a read may be of less, and is of 2 GiB at most
+                count = file.readinto(left)
+                if not count:
+                    raise FileError(f"{self.name}: {file.name}: was changed while it was being read")
+                left = left[count:]
 
     @contextmanager
     def _opened(self, at: tuple[int, ...]) -> Iterator[Any]:
         """Open the file of a chunk, which holds all of it, where there is one."""
-        path = self._folder / self._name_of(at)
+        path = self._file_of(at)
         try:
             file = path.open("rb", buffering=0)
         except FileNotFoundError:
